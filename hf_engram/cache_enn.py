@@ -1,0 +1,211 @@
+"""The state of an ENN, `past_key_values`: a hidden state and a Hebbian trace per layer, and its memory file."""
+
+import json
+import os
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, LinearAttentionLayer
+
+from .configuration_enn import EnnConfig
+from .ops_enn import CellState
+
+MEMORY_FORMAT = "hf_engram.memory.v1"
+# Two states are interchangeable when the configs agree on these: shapes, and what the numbers in the trace mean.
+ARCHITECTURE_FIELDS = (
+    "hidden_size",
+    "memory_size",
+    "num_hidden_layers",
+    "layer_types",
+    "hebbian_lr",
+    "trace_scale",
+    "trace_clip",
+    "trace_scope",
+)
+
+
+class EnnCacheLayer(LinearAttentionLayer, CacheLayerMixin):
+    """State of one engram layer inside a stock `transformers.DynamicCache` or `StaticCache`.
+
+    Recurrent state 0 is the hidden state `[B, H]`, state 1 the trace `[B, N, H]` (float32, or float64 for float64
+    models). Its size does not depend on how many tokens were seen.
+    """
+
+    _layer_type = "engram"
+    is_compileable = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, **kwargs: Any) -> None:
+        LinearAttentionLayer.__init__(self, number_of_states=2)
+        self.keys = self.values = None  # read by Cache.__iter__
+        self.is_initialized = False
+        self.sequence_length = 0
+        self.tokens_seen = 0
+
+    @property
+    def state(self) -> CellState | None:
+        """The stored state, or `None` before the first forward pass."""
+        return CellState(self.recurrent_states[0], self.recurrent_states[1]) if self.is_initialized else None
+
+    def store(self, state: CellState, num_tokens: int) -> None:
+        """Keep `state`, detached from the graph that made it, and count `num_tokens` more tokens per row."""
+        for index, value in enumerate(state):
+            self.update_recurrent_state(value, index)
+        self.sequence_length += num_tokens
+        self.tokens_seen += num_tokens
+
+    def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
+        """Replace one state. Not in place: the old tensor may be part of a graph that is still to be traversed."""
+        value = recurrent_states.detach()
+        self.recurrent_states[state_idx] = value
+        self.is_recurrent_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
+        self.device, self.dtype = value.device, value.dtype
+        self.is_initialized = all(self.is_recurrent_states_initialized.values())
+        return value
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Refuse keys and values: an engram layer has none."""
+        raise NotImplementedError("An engram layer keeps a hidden state and a trace, not keys and values.")
+
+    def get_seq_length(self) -> int:
+        """Tokens of the sequence at hand that the state has seen, padding included."""
+        return self.sequence_length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Length and offset of the attention mask: all tokens seen, from the first."""
+        return self.sequence_length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """No maximum: -1."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.recurrent_states = dict.fromkeys(range(self.number_of_states))
+        self.is_recurrent_states_initialized = dict.fromkeys(range(self.number_of_states), False)
+        self.has_previous_state = dict.fromkeys(range(self.number_of_states), False)
+        self.is_initialized = False
+        self.sequence_length = self.tokens_seen = 0
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every row `repeats` times."""
+        self._map(lambda value: value.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the rows `indices`."""
+        self._map(lambda value: value[indices])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: a recurrent state cannot be rolled back."""
+        raise NotImplementedError(
+            "The state of an ENN cannot be rolled back, so it cannot be cropped (and assisted decoding, which crops, "
+            "is not supported). Keep a `copy.deepcopy(past_key_values)` from before the tokens to remove."
+        )
+
+    def _map(self, change: Any) -> None:
+        for index, value in self.recurrent_states.items():
+            if value is not None:
+                self.recurrent_states[index] = change(value)
+
+
+STATIC_LAYER_TYPE_MAPPING[EnnCacheLayer._layer_type] = EnnCacheLayer
+
+
+def architecture(config: EnnConfig) -> dict[str, Any]:
+    """The fields of `config` that decide whether a state fits a model."""
+    return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
+
+
+def as_new_sequence(past_key_values: Cache) -> Cache:
+    """Let the next tokens begin a new sequence on the memory at hand; changes `past_key_values` and returns it.
+
+    `generate` takes `input_ids` to contain the tokens that `past_key_values` has already seen. After this call it
+    takes them to be new.
+    """
+    for layer in past_key_values.layers:
+        layer.sequence_length = 0
+    return past_key_values
+
+
+def save_memory(past_key_values: Cache, path: str | os.PathLike, config: EnnConfig) -> None:
+    """Write the state to a memory file (safetensors).
+
+    Args:
+        past_key_values: as returned by the model, `use_cache=True`.
+        path: where to write; the file appears whole or not at all.
+        config: the model's config; its architecture is written into the file.
+
+    Raises:
+        ValueError: the state is empty.
+    """
+    tensors = {}
+    for index, layer in enumerate(past_key_values.layers):
+        if layer.state is None:
+            raise ValueError("past_key_values is empty: nothing has been written to this memory yet.")
+        tensors[f"layers.{index}.hidden"] = layer.state.hidden.contiguous()
+        tensors[f"layers.{index}.trace"] = layer.state.trace.contiguous()
+    metadata = {
+        "format": MEMORY_FORMAT,
+        "architecture": json.dumps(architecture(config)),
+        "tokens_seen": str(past_key_values.layers[0].tokens_seen),
+    }
+    partial = f"{os.fspath(path)}.partial"
+    save_file(tensors, partial, metadata)
+    os.replace(partial, path)
+
+
+def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.device = "cpu") -> DynamicCache:
+    """Read a memory file, to be passed as `past_key_values`; the tokens given with it are new.
+
+    Args:
+        path: a file written by [`save_memory`].
+        config: config of the model that will read it.
+        device: where to put the state.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, not a memory file, or written by another architecture; the message says which
+            field differs.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"There is no memory file at {os.fspath(path)!r}.")
+    try:
+        with safe_open(path, framework="pt", device=str(device)) as file:
+            metadata = file.metadata() or {}
+            _check_metadata(metadata, config, path)
+            cache = DynamicCache(config=config)
+            for index, layer in enumerate(cache.layers):
+                state = CellState(file.get_tensor(f"layers.{index}.hidden"), file.get_tensor(f"layers.{index}.trace"))
+                _check_shapes(state, config, path)
+                layer.store(state, int(metadata["tokens_seen"]))
+    except (SafetensorError, KeyError) as error:
+        raise ValueError(f"{os.fspath(path)!r} is not a readable memory file: {error}.") from error
+    return as_new_sequence(cache)
+
+
+def _check_metadata(metadata: dict[str, str], config: EnnConfig, path: str | os.PathLike) -> None:
+    if metadata.get("format") != MEMORY_FORMAT:
+        raise ValueError(
+            f"{os.fspath(path)!r} is not a memory file: its format is {metadata.get('format')!r}, "
+            f"expected {MEMORY_FORMAT!r}."
+        )
+    written, wanted = json.loads(metadata["architecture"]), architecture(config)
+    differing = [name for name in wanted if written.get(name) != wanted[name]]
+    if differing:
+        listed = "; ".join(f"{name} is {written.get(name)!r} in the file, {wanted[name]!r} here" for name in differing)
+        raise ValueError(f"{os.fspath(path)!r} was written by another architecture: {listed}.")
+
+
+def _check_shapes(state: CellState, config: EnnConfig, path: str | os.PathLike) -> None:
+    rows = state.hidden.shape[0] if state.hidden.ndim == 2 else 0
+    wanted = (rows, config.hidden_size), (rows, config.memory_size, config.hidden_size)
+    if (tuple(state.hidden.shape), tuple(state.trace.shape)) != wanted:
+        raise ValueError(
+            f"{os.fspath(path)!r} holds a state of shapes {tuple(state.hidden.shape)} and {tuple(state.trace.shape)}; "
+            f"expected [rows, {config.hidden_size}] and [rows, {config.memory_size}, {config.hidden_size}]."
+        )

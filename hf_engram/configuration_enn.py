@@ -1,0 +1,243 @@
+"""Configuration of the Engram Neural Network (ENN)."""
+
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+LAYER_TYPES = ("engram",)
+TRACE_SCOPES = ("sequence", "batch")
+POOLINGS = ("last", "mean", "attention")
+IMAGE_SEQUENCES = ("row", "pixel", "patch")
+
+
+@strict
+class EnnConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`EnnModel`] and its heads.
+
+    The cell is the one of Szelogowski, *Hebbian Memory-Augmented Recurrent Networks: Engram Neurons in Deep Learning*
+    (arXiv 2507.21474). The defaults keep one Hebbian trace per sequence, so that a row's output depends on that row
+    alone; [`EnnConfig.paper`] gives the published behaviour instead.
+
+    Args:
+        > Parameters of the network
+
+        vocab_size (`int`, *optional*, defaults to 32000):
+            Number of token embeddings. `None` for models that read continuous features through `inputs_embeds`;
+            always `None` when `image_sequence` is set.
+        hidden_size (`int`, *optional*, defaults to 128):
+            Width H of the hidden state and of every memory slot.
+        embedding_size (`int`, *optional*):
+            Width of what the first layer reads. Defaults to `hidden_size`, or to the width of one image step.
+        num_hidden_layers (`int`, *optional*, defaults to 1):
+            Number of stacked engram layers.
+        layer_types (`list[str]`, *optional*):
+            One entry per layer. Only `"engram"` exists.
+        integrator_size (`int`, *optional*):
+            Width of the integrator's inner layer. Defaults to `3 * hidden_size`, the paper's.
+        use_layer_norm (`bool`, *optional*, defaults to `True`):
+            Layer normalisation of the encoding and of the hidden state.
+        layer_norm_eps (`float`, *optional*, defaults to 1e-6):
+            Epsilon of every layer normalisation.
+        residual (`bool`, *optional*, defaults to `False`):
+            Wrap each cell in a pre-norm residual block (`x + cell(norm(x))`) and normalise after the last one.
+        hidden_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout on the output of every layer.
+        embedding_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout on the input of the first layer.
+        classifier_dropout (`float`, *optional*, defaults to 0.0):
+            Dropout before a classification or regression head.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the embeddings and of the heads. The cell's own weights follow the paper's
+            initialisers (He normal, Glorot uniform for the bank).
+
+        > Parameters of the memory
+
+        memory_size (`int`, *optional*, defaults to 64):
+            Number N of slots in the bank and in the trace.
+        hebbian_lr (`float`, *optional*, defaults to 0.05):
+            Plasticity: the share of the trace that one write replaces.
+        trace_scale (`float`, *optional*, defaults to 0.5):
+            Weight of the trace beside the bank.
+        trace_clip (`float`, *optional*):
+            Bound of every trace entry (the paper: 0.1). `None` leaves the trace unbounded, which keeps the
+            attribution of recalls to writes exact.
+        trace_scope (`str`, *optional*, defaults to `"sequence"`):
+            `"sequence"`: one trace per row. `"batch"`: every row adds the mean write of the batch, as published.
+        trace_noise (`float`, *optional*, defaults to 0.0):
+            Standard deviation of the noise inside every write, in training mode only.
+        initial_state_std (`float`, *optional*, defaults to 0.0):
+            Standard deviation of a random first hidden state and trace, in training mode only.
+        recall_temperature (`float`, *optional*, defaults to 1.5):
+            Temperature of recall before `sparsity_strength` divides it.
+        sparsity_strength (`float`, *optional*, defaults to 0.1):
+            The softmax over slots runs at `recall_temperature / (1 + 10 * sparsity_strength)`.
+        recall_entropy_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the mean entropy of recall (in nats) in the loss: a sparsity regulariser.
+
+        > Parameters of the heads
+
+        pooling (`str`, *optional*, defaults to `"last"`):
+            What a classification head reads: the `"last"` valid step, the `"mean"` over valid steps, or learned
+            `"attention"` over them.
+        image_sequence (`str`, *optional*):
+            How [`EnnForImageClassification`] reads an image: one `"row"`, `"pixel"` or `"patch"` per step.
+        image_size (`int`, *optional*, defaults to 28):
+            Height and width of the images.
+        num_channels (`int`, *optional*, defaults to 1):
+            Channels of the images.
+        patch_size (`int`, *optional*, defaults to 4):
+            Height and width of a patch, for `image_sequence="patch"`.
+        pixel_permutation_seed (`int`, *optional*):
+            Read the steps of an image in a fixed random order made from this seed.
+        tie_word_embeddings (`bool`, *optional*, defaults to `True`):
+            Use the token embeddings as the language head; needs `embedding_size == hidden_size`.
+        use_cache (`bool`, *optional*, defaults to `True`):
+            Return the state as `past_key_values`.
+        bos_token_id, eos_token_id, pad_token_id (`int`, *optional*):
+            Special tokens.
+
+    Raises:
+        `huggingface_hub.errors.StrictDataclassError`: a value has the wrong type or is out of range; the message names
+            the field, the value given and what is allowed.
+
+    Example:
+
+    ```python
+    >>> from hf_engram import EnnConfig, EnnForCausalLM
+
+    >>> model = EnnForCausalLM(EnnConfig(vocab_size=4096, hidden_size=192))
+    ```
+    """
+
+    model_type = "enn"
+    keys_to_ignore_at_inference = ["past_key_values", "hidden_states", "recall", "traces", "recall_entropy"]
+
+    vocab_size: int | None = 32000
+    hidden_size: int = 128
+    embedding_size: int | None = None
+    num_hidden_layers: int = 1
+    layer_types: list[str] | None = None
+    integrator_size: int | None = None
+    use_layer_norm: bool = True
+    layer_norm_eps: float = 1e-6
+    residual: bool = False
+    hidden_dropout: float | int = 0.0
+    embedding_dropout: float | int = 0.0
+    classifier_dropout: float | int = 0.0
+    initializer_range: float = 0.02
+
+    memory_size: int = 64
+    hebbian_lr: float | int = 0.05
+    trace_scale: float | int = 0.5
+    trace_clip: float | int | None = None
+    trace_scope: str = "sequence"
+    trace_noise: float | int = 0.0
+    initial_state_std: float | int = 0.0
+    recall_temperature: float | int = 1.5
+    sparsity_strength: float | int = 0.1
+    recall_entropy_weight: float | int = 0.0
+
+    pooling: str = "last"
+    image_sequence: str | None = None
+    image_size: int = 28
+    num_channels: int = 1
+    patch_size: int = 4
+    pixel_permutation_seed: int | None = None
+    tie_word_embeddings: bool = True
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.layer_types is None:
+            self.layer_types = ["engram"] * self.num_hidden_layers
+        if self.integrator_size is None:
+            self.integrator_size = 3 * self.hidden_size
+        if self.image_sequence is not None:
+            self.vocab_size = None
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size if self.image_sequence is None else self.image_step_size
+        super().__post_init__(**kwargs)
+
+    @classmethod
+    def paper(cls, **kwargs: Any) -> "EnnConfig":
+        """The published cell: batch-mean trace, clip, write noise, random start, one layer, dropout before the head.
+
+        The published code draws noise and the random start at inference too; here both are drawn in training mode
+        only (`model.train()`), so that evaluation is deterministic.
+        """
+        published = {
+            "trace_clip": 0.1,
+            "trace_scope": "batch",
+            "trace_noise": 0.001,
+            "initial_state_std": 0.01,
+            "recall_temperature": 1.5,
+            "sparsity_strength": 0.1,
+            "classifier_dropout": 0.3,
+        }
+        return cls(**{**published, **kwargs})
+
+    @property
+    def effective_temperature(self) -> float:
+        """Temperature of the softmax over slots, `recall_temperature / (1 + 10 * sparsity_strength)`."""
+        return self.recall_temperature / (1 + 10 * self.sparsity_strength)
+
+    @property
+    def image_step_size(self) -> int:
+        """Features of one step of an image sequence: a row, a pixel or a patch, all channels."""
+        pixels = {"row": self.image_size, "pixel": 1, "patch": self.patch_size**2}
+        return self.num_channels * pixels.get(self.image_sequence, 1)
+
+    def validate_sizes(self) -> None:
+        """Sizes are positive."""
+        for name in ("hidden_size", "embedding_size", "num_hidden_layers", "integrator_size", "memory_size"):
+            self._require(name, getattr(self, name) >= 1, "a positive integer")
+        self._require("vocab_size", self.vocab_size is None or self.vocab_size >= 1, "a positive integer or None")
+
+    def validate_memory(self) -> None:
+        """Constants of the memory are in the range in which the cell's equations hold."""
+        self._require("hebbian_lr", 0 <= self.hebbian_lr <= 1, "between 0 and 1")
+        self._require("recall_temperature", self.recall_temperature > 0, "above 0")
+        self._require("trace_clip", self.trace_clip is None or self.trace_clip > 0, "above 0, or None for no clip")
+        self._require("trace_scope", self.trace_scope in TRACE_SCOPES, f"one of {TRACE_SCOPES}")
+        for name in ("trace_noise", "initial_state_std", "sparsity_strength", "recall_entropy_weight"):
+            self._require(name, getattr(self, name) >= 0, "0 or more")
+
+    def validate_dropout(self) -> None:
+        """Dropouts are probabilities."""
+        for name in ("hidden_dropout", "embedding_dropout", "classifier_dropout"):
+            self._require(name, 0 <= getattr(self, name) < 1, "from 0 up to, but not including, 1")
+
+    def validate_heads(self) -> None:
+        """Pooling and image fields agree with each other."""
+        self._require("pooling", self.pooling in POOLINGS, f"one of {POOLINGS}")
+        if self.image_sequence is None:
+            return
+        self._require("image_sequence", self.image_sequence in IMAGE_SEQUENCES, f"one of {IMAGE_SEQUENCES} or None")
+        self._require("image_size", self.image_size >= 1, "a positive integer")
+        self._require("num_channels", self.num_channels >= 1, "a positive integer")
+        if self.image_sequence == "patch":
+            divides = self.patch_size >= 1 and self.image_size % self.patch_size == 0
+            self._require("patch_size", divides, f"a divisor of image_size ({self.image_size})")
+        self._require(
+            "embedding_size",
+            self.embedding_size == self.image_step_size,
+            f"{self.image_step_size} (one {self.image_sequence} of the image) or None",
+        )
+
+    def validate_layer_type(self) -> None:
+        """One known layer type per layer."""
+        allowed = all(layer_type in LAYER_TYPES for layer_type in self.layer_types)
+        self._require("layer_types", allowed, f"a list of {LAYER_TYPES}")
+        self._require(
+            "layer_types",
+            len(self.layer_types) == self.num_hidden_layers,
+            f"one entry for each of the {self.num_hidden_layers} layers (num_hidden_layers)",
+        )
+
+    def _require(self, name: str, holds: bool, allowed: str) -> None:
+        if not holds:
+            raise ValueError(f"EnnConfig: `{name}` is {getattr(self, name)!r}; allowed: {allowed}.")

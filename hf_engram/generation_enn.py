@@ -1,0 +1,80 @@
+"""`generate` for a model whose state must not move once a row has finished."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import GenerationMixin, StoppingCriteriaList
+from transformers.cache_utils import Cache
+
+
+class FinishedRows(StoppingCriteriaList):
+    """Stopping criteria that remember which rows have finished, in `rows` (bool `[B]`, `None` before the first check).
+
+    `generate` feeds padding with an attention mask of 1 to rows that have finished while others go on.
+    """
+
+    rows: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:
+        """Ask all criteria; a row that has finished stays finished."""
+        done = super().__call__(input_ids, scores, **kwargs)
+        self.rows = done if self.rows is None else self.rows | done
+        return done
+
+
+class EnnGenerationMixin(GenerationMixin):
+    """`GenerationMixin` with frozen finished rows and memories that outlive a sequence."""
+
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: Tensor | None = None,
+        finished_rows: FinishedRows | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """As in `GenerationMixin`; rows that have finished are masked.
+
+        Raises:
+            ValueError: `input_ids` is taken to contain what `past_key_values` has seen, but is not longer than that.
+        """
+        if next_sequence_length is not None and next_sequence_length <= 0:
+            seen = past_key_values.get_seq_length()
+            raise ValueError(
+                f"past_key_values has seen {seen} tokens, input_ids has only {input_ids.shape[1]}. Pass the whole "
+                "sequence; or the new tokens with an attention_mask over the whole sequence; or "
+                "`hf_engram.as_new_sequence(past_key_values)` to begin a new sequence on this memory."
+            )
+        inputs = super().prepare_inputs_for_generation(
+            input_ids, next_sequence_length, past_key_values, attention_mask, **kwargs
+        )
+        if finished_rows is not None and finished_rows.rows is not None and finished_rows.rows.any():
+            going_on = ~finished_rows.rows[:, None]
+            mask = inputs.get("attention_mask")
+            inputs["attention_mask"] = (
+                going_on.long() if mask is None else torch.cat([mask[:, :-1], mask[:, -1:] * going_on], -1)
+            )
+        return inputs
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """Keep the two-dimensional mask: there is no attention to make a four-dimensional one for."""
+        return attention_mask
+
+    def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> None:
+        # Position 0 clears the state, which a memory handed to `generate` must survive. Position ids given by the
+        # caller are used as they are.
+        return None
+
+    def _sample(
+        self,
+        input_ids: Tensor,
+        logits_processor: Any,
+        stopping_criteria: StoppingCriteriaList,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        finished_rows = FinishedRows(stopping_criteria)
+        return super()._sample(input_ids, logits_processor, finished_rows, *args, finished_rows=finished_rows, **kwargs)

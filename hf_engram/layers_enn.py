@@ -1,0 +1,171 @@
+"""Modules of the Engram Neural Network: the cell, the layer around it, pooling over time."""
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from transformers.cache_utils import Cache
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_enn import EnnConfig
+from .ops_enn import CellSettings, CellState, CellWeights, ScanOutput, state_dtype
+from .scan_enn import enn_scan, selected_scan
+
+
+class EnnCell(nn.Module):
+    """The Engram cell over a sequence: encode, recall, integrate, write."""
+
+    def __init__(self, config: EnnConfig, input_size: int):
+        super().__init__()
+        hidden_size = config.hidden_size
+        self.encoder = nn.Linear(input_size, hidden_size)
+        self.memory_bank = nn.Parameter(torch.empty(config.memory_size, hidden_size))
+        self.integrator = nn.Linear(3 * hidden_size, config.integrator_size)
+        self.output = nn.Linear(config.integrator_size, hidden_size)
+        if config.use_layer_norm:
+            self.encoder_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+            self.output_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        else:
+            self.encoder_norm = self.output_norm = None
+        self.settings = CellSettings(
+            hebbian_lr=config.hebbian_lr,
+            trace_scale=config.trace_scale,
+            temperature=config.effective_temperature,
+            trace_clip=config.trace_clip,
+            trace_scope=config.trace_scope,
+            layer_norm_eps=config.layer_norm_eps,
+        )
+        self.trace_noise = config.trace_noise
+        self.initial_state_std = config.initial_state_std
+
+    def weights(self) -> CellWeights:
+        """The parameters as `ops_enn` takes them."""
+        norms = [None if n is None else (n.weight, n.bias) for n in (self.encoder_norm, self.output_norm)]
+        return CellWeights(
+            self.encoder.weight,
+            self.encoder.bias,
+            norms[0],
+            self.memory_bank,
+            self.integrator.weight,
+            self.integrator.bias,
+            self.output.weight,
+            self.output.bias,
+            norms[1],
+        )
+
+    def initial_state(self, x: Tensor) -> CellState:
+        """State before the first step of `x` `[B, T, I]`: zero, or random in training if the config asks for it."""
+        slots, width = self.memory_bank.shape
+        hidden = x.new_zeros(len(x), width)
+        trace = x.new_zeros(len(x), slots, width, dtype=state_dtype(x.dtype))
+        if self.training and self.initial_state_std > 0:
+            hidden = hidden.normal_(std=self.initial_state_std)
+            # One draw for all rows when they share their trace.
+            shape = (slots, width) if self.settings.trace_scope == "batch" else trace.shape
+            trace = trace + torch.empty(shape, dtype=trace.dtype, device=x.device).normal_(std=self.initial_state_std)
+        return CellState(hidden, trace)
+
+    def write_noise(self, x: Tensor) -> Tensor | None:
+        """Noise inside the writes of `x` `[B, T, I]`: `[T, N, H]` or `[T, B, N, H]`, `None` outside training."""
+        if not (self.training and self.trace_noise > 0):
+            return None
+        batch, steps = x.shape[:2]
+        rows = () if self.settings.trace_scope == "batch" else (batch,)
+        shape = (steps, *rows, *self.memory_bank.shape)
+        return torch.empty(shape, dtype=state_dtype(x.dtype), device=x.device).normal_(std=self.trace_noise)
+
+    def forward(
+        self, x: Tensor, state: CellState | None = None, valid: Tensor | None = None, restart: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Run over `x` `[B, T, I]`.
+
+        Args:
+            state: state before the first step; `None` starts afresh.
+            valid: bool `[B, T]`; `False` at padding.
+            restart: bool `[B, T]`; `True` where a new document begins.
+
+        Returns:
+            outputs `[B, T, H]`, recall weights `[B, T, N]`, last trace `[B, N, H]`, last hidden state `[B, H]`.
+        """
+        scan: ScanOutput = enn_scan(
+            x,
+            self.initial_state(x) if state is None else state,
+            self.weights(),
+            self.settings,
+            valid,
+            restart,
+            self.write_noise(x),
+        )
+        return scan.outputs, scan.recall, scan.state.trace, scan.state.hidden
+
+    def extra_repr(self) -> str:
+        """Slots and the scan in use."""
+        slots, width = self.memory_bank.shape
+        return f"slots={slots}, width={width}, scan={selected_scan()}"
+
+
+class EnnLayer(GradientCheckpointingLayer):
+    """One engram layer: the bare cell, or the cell in a pre-norm residual block."""
+
+    def __init__(self, config: EnnConfig, layer_idx: int, input_size: int):
+        super().__init__()
+        self.layer_idx = layer_idx
+        self.residual = config.residual
+        self.input_norm = nn.LayerNorm(input_size, eps=config.layer_norm_eps) if config.residual else None
+        self.cell = EnnCell(config, input_size)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        past_key_values: Cache | None = None,
+        valid: Tensor | None = None,
+        restart: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run over `hidden_states` `[B, T, I]` and write the new state to `past_key_values`.
+
+        Returns:
+            outputs `[B, T, H]` and recall weights `[B, T, N]`.
+        """
+        cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        state = None if cache is None else cache.state
+        if state is not None and len(state.hidden) != len(hidden_states):
+            raise ValueError(
+                f"past_key_values holds {len(state.hidden)} rows, the inputs {len(hidden_states)}. "
+                "`past_key_values.batch_repeat_interleave(n)` repeats the rows of a state."
+            )
+        x = hidden_states if self.input_norm is None else self.input_norm(hidden_states)
+        outputs, recall, trace, hidden = self.cell(x, state, valid, restart)
+        if cache is not None:
+            cache.store(CellState(hidden, trace), hidden_states.shape[1])
+        outputs = self.dropout(outputs)
+        return (hidden_states + outputs if self.residual else outputs), recall
+
+
+class Pooling(nn.Module):
+    """One vector per sequence: the last valid step, the mean of the valid steps, or attention over them.
+
+    The attention is the original package's: weights softmax over time of tanh(h_t w + b).
+    """
+
+    def __init__(self, config: EnnConfig):
+        super().__init__()
+        self.kind = config.pooling
+        self.score = nn.Linear(config.hidden_size, 1) if config.pooling == "attention" else None
+
+    def forward(self, hidden_states: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Pool `[B, T, H]` to `[B, H]`; `valid` is bool `[B, T]`, `False` at padding."""
+        if valid is None:
+            valid = torch.ones(hidden_states.shape[:2], dtype=torch.bool, device=hidden_states.device)
+        if self.score is not None:
+            scores = torch.tanh(self.score(hidden_states).squeeze(-1))
+            weights = torch.softmax(scores.masked_fill(~valid, torch.finfo(scores.dtype).min), dim=1)
+        elif self.kind == "mean":
+            weights = valid / valid.sum(1, keepdim=True).clamp_min(1)
+        else:
+            last = hidden_states.shape[1] - 1 - valid.flip(1).int().argmax(1)
+            return hidden_states[torch.arange(len(hidden_states), device=last.device), last]
+        return torch.einsum("bt,bth->bh", weights.to(hidden_states.dtype), hidden_states)
+
+    def extra_repr(self) -> str:
+        """Kind of pooling."""
+        return self.kind

@@ -1,0 +1,394 @@
+"""PyTorch models of the Engram Neural Network: the backbone and its heads."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import OutputRecorder, capture_outputs
+
+from .cache_enn import EnnCacheLayer
+from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
+from .generation_enn import EnnGenerationMixin
+from .layers_enn import EnnCell, EnnLayer, Pooling
+from .masks_enn import document_starts, mean_entropy, padding_mask
+
+
+@dataclass
+class EnnModelOutput(ModelOutput):
+    """Output of [`EnnModel`].
+
+    Attributes:
+        last_hidden_state: `[B, T, H]`.
+        past_key_values: the state after the last step, with `use_cache=True`.
+        hidden_states: input of the first layer and output of every layer, with `output_hidden_states=True`.
+        recall: per layer, the recall weights over slots `[B, T, N]`, with `output_recall=True`.
+        traces: per layer, the trace after the last step `[B, N, H]`, with `output_traces=True`.
+        recall_entropy: mean entropy of recall in nats over layers and valid steps, a scalar, when
+            `config.recall_entropy_weight` is not 0.
+    """
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    recall: tuple[Tensor, ...] | None = None
+    traces: tuple[Tensor, ...] | None = None
+    recall_entropy: Tensor | None = None
+
+
+@dataclass
+class EnnCausalLMOutput(EnnModelOutput):
+    """Output of [`EnnForCausalLM`]: `loss` (a scalar, with `labels`), `logits` `[B, T, vocab_size]`, and the backbone's."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+@dataclass
+class EnnSequenceClassifierOutput(EnnModelOutput):
+    """Output of the classification heads: `loss` (a scalar, with `labels`), `logits` `[B, num_labels]`, and the backbone's."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+
+
+class EnnPreTrainedModel(PreTrainedModel):
+    """Base of all ENN models: config, initialisation, and what transformers needs to know about them."""
+
+    config: EnnConfig
+    base_model_prefix = "model"
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _is_stateful = True
+    _no_split_modules = ["EnnLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _can_record_outputs = {
+        "hidden_states": EnnLayer,
+        "recall": OutputRecorder(EnnCell, index=1),
+        "traces": OutputRecorder(EnnCell, index=2),
+    }
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, EnnCell):
+            for linear in (module.encoder, module.integrator, module.output):
+                init.kaiming_normal_(linear.weight, nonlinearity="relu")
+            init.xavier_uniform_(module.memory_bank)
+
+    def add_recall_entropy(
+        self, loss: Tensor, outputs: EnnModelOutput, targets: Tensor, num_items_in_batch: Any = None, **kwargs: Any
+    ) -> Tensor:
+        """Add the sparsity regulariser to a loss.
+
+        `num_items_in_batch` counts the targets of all micro-batches of an accumulated step; this one's share of the
+        regulariser is its share of the targets.
+        """
+        if outputs.recall_entropy is None:
+            return loss
+        share = 1 if num_items_in_batch is None else (targets != -100).sum() / num_items_in_batch
+        return loss + self.config.recall_entropy_weight * share * outputs.recall_entropy
+
+
+class EnnModel(EnnPreTrainedModel):
+    """The ENN without a head.
+
+    Token embeddings (unless `config.vocab_size` is `None`), `config.num_hidden_layers` engram layers, and a final
+    layer normalisation when the layers are residual blocks.
+    """
+
+    def __init__(self, config: EnnConfig):
+        super().__init__(config)
+        if config.vocab_size is None:
+            self.embed_tokens = None
+        else:
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        # A residual stream is hidden_size wide from the start.
+        widen = config.residual and config.embedding_size != config.hidden_size
+        self.embedding_projection = nn.Linear(config.embedding_size, config.hidden_size) if widen else None
+        first = config.hidden_size if widen else config.embedding_size
+        self.layers = nn.ModuleList(
+            EnnLayer(config, index, config.hidden_size if index else first) for index in range(config.num_hidden_layers)
+        )
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.residual else None
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EnnModelOutput:
+        r"""
+        Args:
+            input_ids: token ids `[B, T]`; or give `inputs_embeds`.
+            attention_mask: `[B, T]`, or `[B, S]` with S > T when the first S - T tokens are already in
+                `past_key_values`. 0 marks padding, anywhere: it leaves the state as it is.
+            position_ids: `[B, T]` or `[1, T]`. A 0 begins a new document: the state is cleared before that token.
+            past_key_values: the state to go on from.
+            inputs_embeds: features `[B, T, embedding_size]`.
+            use_cache: return the state.
+            output_hidden_states, output_recall, output_traces: return these, too ([`EnnModelOutput`]).
+
+        Raises:
+            ValueError: inputs that do not fit each other or the config.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self._embed(input_ids)
+        self._check_features(inputs_embeds)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None:
+            self._check_state(past_key_values)
+
+        steps = inputs_embeds.shape[1]
+        valid = padding_mask(attention_mask, steps)
+        restart = document_starts(position_ids, inputs_embeds, valid, past_key_values)
+
+        hidden_states = self.embedding_dropout(inputs_embeds)
+        if self.embedding_projection is not None:
+            hidden_states = self.embedding_projection(hidden_states)
+        entropies = []
+        for layer in self.layers:
+            hidden_states, recall = layer(hidden_states, past_key_values=past_key_values, valid=valid, restart=restart)
+            if self.config.recall_entropy_weight > 0:
+                entropies.append(mean_entropy(recall, valid))
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+        return EnnModelOutput(
+            last_hidden_state=hidden_states,
+            past_key_values=past_key_values if use_cache else None,
+            recall_entropy=torch.stack(entropies).mean() if entropies else None,
+        )
+
+    def _embed(self, input_ids: Tensor) -> Tensor:
+        if self.embed_tokens is None:
+            raise ValueError("This model has no token embeddings (vocab_size is None): give inputs_embeds.")
+        return self.embed_tokens(input_ids)
+
+    def _check_features(self, inputs_embeds: Tensor) -> None:
+        if inputs_embeds.ndim != 3 or inputs_embeds.shape[-1] != self.config.embedding_size:
+            raise ValueError(
+                f"inputs_embeds has shape {tuple(inputs_embeds.shape)}; "
+                f"expected [batch, steps, {self.config.embedding_size}] (embedding_size)."
+            )
+        if inputs_embeds.shape[1] == 0:
+            raise ValueError("The inputs have no steps: give at least one token or feature vector.")
+
+    def _check_state(self, past_key_values: Cache) -> None:
+        layers = past_key_values.layers
+        if len(layers) != len(self.layers) or not all(isinstance(layer, EnnCacheLayer) for layer in layers):
+            raise ValueError(
+                "past_key_values is not the state of this model: make an empty one with "
+                "`DynamicCache(config=model.config)`, or pass what the model returned."
+            )
+
+
+class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
+    """The ENN with a language modelling head, for training and `generate`."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
+
+    def __init__(self, config: EnnConfig):
+        super().__init__(config)
+        if config.vocab_size is None:
+            raise ValueError("EnnForCausalLM needs token embeddings: `vocab_size` is None in the config.")
+        if config.tie_word_embeddings and config.embedding_size != config.hidden_size:
+            raise ValueError(
+                f"`tie_word_embeddings` needs embedding_size ({config.embedding_size}) to be hidden_size "
+                f"({config.hidden_size}); allowed otherwise: tie_word_embeddings=False."
+            )
+        self.model = EnnModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EnnCausalLMOutput:
+        r"""
+        Args, beside those of [`EnnModel`]:
+            labels: token ids `[B, T]`, shifted inside; -100 is ignored.
+            logits_to_keep: how many last steps to compute logits for (0: all), or their indices.
+        """
+        outputs: EnnModelOutput = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+        keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.add_recall_entropy(loss, outputs, labels[:, 1:], **kwargs)
+        return EnnCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            recall=outputs.recall,
+            traces=outputs.traces,
+            recall_entropy=outputs.recall_entropy,
+        )
+
+
+class EnnClassifier(EnnPreTrainedModel):
+    """What the classification heads share: backbone, pooling over valid steps, dropout, one linear layer, loss."""
+
+    def __init__(self, config: EnnConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = EnnModel(config)
+        self.pooling = Pooling(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    def classify(
+        self, attention_mask: Tensor | None, labels: Tensor | None, **kwargs: Any
+    ) -> EnnSequenceClassifierOutput:
+        """Logits `[B, num_labels]` and, with `labels`, the loss; `kwargs` go to [`EnnModel`] and to the loss."""
+        outputs: EnnModelOutput = self.model(attention_mask=attention_mask, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        pooled = self.pooling(hidden_states, padding_mask(attention_mask, hidden_states.shape[1]))
+        logits = self.classifier(self.dropout(pooled))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
+            loss = self.add_recall_entropy(loss, outputs, labels, **kwargs)
+        return EnnSequenceClassifierOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            recall=outputs.recall,
+            traces=outputs.traces,
+            recall_entropy=outputs.recall_entropy,
+        )
+
+
+class EnnForSequenceClassification(EnnClassifier):
+    """The ENN with a classification or regression head, for tokens or continuous features.
+
+    `num_labels=1` is regression with a mean squared error, as everywhere in transformers.
+    """
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EnnSequenceClassifierOutput:
+        r"""
+        Args, beside those of [`EnnModel`]:
+            labels: class indices `[B]`, or targets `[B]` or `[B, num_labels]` for regression.
+        """
+        return self.classify(
+            attention_mask,
+            labels,
+            input_ids=input_ids,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            **kwargs,
+        )
+
+
+class EnnForImageClassification(EnnClassifier):
+    """The ENN reading an image as a sequence of rows, pixels or patches (`config.image_sequence`)."""
+
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+
+    def __init__(self, config: EnnConfig):
+        if config.image_sequence is None:
+            raise ValueError(
+                f"EnnForImageClassification needs `image_sequence` in the config; allowed: {IMAGE_SEQUENCES}."
+            )
+        super().__init__(config)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: Tensor | None = None,
+        labels: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EnnSequenceClassifierOutput:
+        r"""
+        Args:
+            pixel_values: images `[B, num_channels, image_size, image_size]`, as [`EnnImageProcessor`] returns them.
+            labels: class indices `[B]`.
+            inputs_embeds: sequences `[B, T, embedding_size]` instead of images.
+            attention_mask: `[B, T]`, 0 at padding of `inputs_embeds`.
+            use_cache, and further arguments: as in [`EnnModel`].
+        """
+        if (pixel_values is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of pixel_values and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = image_to_sequence(pixel_values.to(self.dtype), self.config)
+        return self.classify(attention_mask, labels, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs)
+
+
+def image_to_sequence(pixel_values: Tensor, config: EnnConfig) -> Tensor:
+    """Images `[B, C, S, S]` as sequences `[B, T, embedding_size]`, in the order `config.image_sequence` says.
+
+    A step's features run over its pixels from left to right and top to bottom, the channels of a pixel together.
+
+    Raises:
+        ValueError: the images do not have the config's size and channels.
+    """
+    size, patch = config.image_size, {"row": None, "pixel": 1, "patch": config.patch_size}[config.image_sequence]
+    if pixel_values.ndim != 4 or pixel_values.shape[1:] != (config.num_channels, size, size):
+        raise ValueError(
+            f"pixel_values has shape {tuple(pixel_values.shape)}; expected [batch, {config.num_channels}, {size}, "
+            f"{size}] (num_channels, image_size, image_size). EnnImageProcessor makes it."
+        )
+    height, width = (1, size) if patch is None else (patch, patch)
+    tiles = pixel_values.unfold(2, height, height).unfold(3, width, width)  # [B, C, rows, columns, height, width]
+    sequence = tiles.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
+    if config.pixel_permutation_seed is not None:
+        generator = torch.Generator().manual_seed(config.pixel_permutation_seed)
+        order = torch.randperm(sequence.shape[1], generator=generator)
+        sequence = sequence[:, order.to(sequence.device)]
+    return sequence

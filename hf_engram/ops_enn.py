@@ -1,0 +1,198 @@
+"""The Engram cell as functions on tensors: the definition that every faster path must reproduce.
+
+Source of the formulas: Szelogowski, arXiv 2507.21474, checked against numbers recorded from its public code
+(tests/fixtures/reference). Letters in shapes: B batch, T steps, I input width, H hidden width, K integrator width,
+N memory slots.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SQUARED_NORM_FLOOR = 1e-12
+
+
+class CellWeights(NamedTuple):
+    """Weights of one cell, in the layout of `torch.nn.Linear`; the norms are `None` without layer normalisation."""
+
+    encoder_weight: Tensor  # [H, I]
+    encoder_bias: Tensor  # [H]
+    encoder_norm: tuple[Tensor, Tensor] | None  # weight [H], bias [H]
+    memory_bank: Tensor  # [N, H]
+    integrator_weight: Tensor  # [K, 3H], columns in the order encoding, recalled memory, hidden state
+    integrator_bias: Tensor  # [K]
+    output_weight: Tensor  # [H, K]
+    output_bias: Tensor  # [H]
+    output_norm: tuple[Tensor, Tensor] | None  # weight [H], bias [H]
+
+
+class CellSettings(NamedTuple):
+    """Constants of one cell."""
+
+    hebbian_lr: float
+    trace_scale: float
+    temperature: float  # of the softmax over slots, sparsity already divided out
+    trace_clip: float | None
+    trace_scope: str  # "sequence" or "batch"
+    layer_norm_eps: float
+
+
+class CellState(NamedTuple):
+    """What a cell carries from step to step."""
+
+    hidden: Tensor  # [B, H], in the dtype of the inputs
+    trace: Tensor  # [B, N, H], float32 at least
+
+
+class ScanOutput(NamedTuple):
+    """What a scan over a sequence returns."""
+
+    outputs: Tensor  # [B, T, H], the hidden state after every step
+    recall: Tensor  # [B, T, N], the weights over slots at every step
+    state: CellState  # after the last step
+
+
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of the trace and of everything computed with it: float32, or float64 for float64 inputs."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def layer_norm(x: Tensor, norm: tuple[Tensor, Tensor] | None, eps: float) -> Tensor:
+    """Layer normalisation over the last axis; the identity when `norm` is `None`."""
+    return x if norm is None else F.layer_norm(x, x.shape[-1:], norm[0], norm[1], eps)
+
+
+def l2_normalize(x: Tensor) -> Tensor:
+    """`x / sqrt(max(|x|², 1e-12))` over the last axis: the floor is on the *squared* norm, as published."""
+    return x * x.square().sum(-1, keepdim=True).clamp_min(SQUARED_NORM_FLOOR).rsqrt()
+
+
+def encode(x: Tensor, weights: CellWeights, settings: CellSettings) -> Tensor:
+    """Encoding z = LN(relu(x We + be)): `[..., I]` to `[..., H]`."""
+    z = F.relu(F.linear(x, weights.encoder_weight, weights.encoder_bias))
+    return layer_norm(z, weights.encoder_norm, settings.layer_norm_eps)
+
+
+def memory_step(
+    z: Tensor,
+    trace: Tensor,
+    memory_bank: Tensor,
+    settings: CellSettings,
+    valid: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Recall from bank and trace, then write.
+
+    Args:
+        z: encoding `[B, H]`.
+        trace: Hebbian trace `[B, N, H]`.
+        memory_bank: learned slots `[N, H]`.
+        valid: bool `[B]`; rows that are `False` keep their trace.
+        noise: `[N, H]` or `[B, N, H]`, added inside the write.
+
+    Returns:
+        recalled memory `[B, H]`, recall weights `[B, N]`, new trace `[B, N, H]`.
+    """
+    eta = settings.hebbian_lr
+    effective = memory_bank + settings.trace_scale * trace  # [B, N, H]
+    cosine = torch.einsum("bh,bnh->bn", l2_normalize(z), l2_normalize(effective))
+    recall = torch.softmax(cosine / settings.temperature, dim=-1)
+    recalled = torch.einsum("bn,bnh->bh", recall, effective)
+
+    write = torch.einsum("bn,bh->bnh", recall, z)
+    if settings.trace_scope == "batch":
+        write = write.mean(0) if valid is None else _mean_of_valid(write, valid)
+    if noise is not None:
+        write = write + noise
+    new_trace = (1 - eta) * trace + eta * write
+    if settings.trace_clip is not None:
+        new_trace = new_trace.clamp(-settings.trace_clip, settings.trace_clip)
+    if valid is not None:
+        new_trace = torch.where(valid[:, None, None], new_trace, trace)
+    return recalled, recall, new_trace
+
+
+def _mean_of_valid(write: Tensor, valid: Tensor) -> Tensor:
+    total = torch.where(valid[:, None, None], write, 0).sum(0)
+    return total / valid.sum().clamp_min(1)
+
+
+def integrator_step(z: Tensor, recalled: Tensor, hidden: Tensor, weights: CellWeights, eps: float) -> Tensor:
+    """Next hidden state `[B, H]` from encoding, recalled memory and hidden state, each `[B, H]`."""
+    inner = F.relu(F.linear(torch.cat([z, recalled, hidden], -1), weights.integrator_weight, weights.integrator_bias))
+    return layer_norm(F.relu(F.linear(inner, weights.output_weight, weights.output_bias)), weights.output_norm, eps)
+
+
+def enn_step(
+    x: Tensor,
+    state: CellState,
+    weights: CellWeights,
+    settings: CellSettings,
+    valid: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> tuple[Tensor, CellState]:
+    """One step of the cell.
+
+    Args:
+        x: input `[B, I]`.
+        state: hidden `[B, H]` and trace `[B, N, H]` before the step.
+        valid: bool `[B]`; rows that are `False` (padding) keep their whole state.
+        noise: `[N, H]` or `[B, N, H]`, added inside the write.
+
+    Returns:
+        recall weights `[B, N]` and the state after the step, whose `hidden` is the output.
+    """
+    z = encode(x, weights, settings)
+    precise = state.trace.dtype
+    recalled, recall, trace = memory_step(
+        z.to(precise), state.trace, weights.memory_bank.to(precise), settings, valid, noise
+    )
+    hidden = integrator_step(z, recalled.to(z.dtype), state.hidden, weights, settings.layer_norm_eps)
+    if valid is not None:
+        hidden = torch.where(valid[:, None], hidden, state.hidden)
+    return recall, CellState(hidden, trace)
+
+
+def enn_loop(
+    x: Tensor,
+    state: CellState,
+    weights: CellWeights,
+    settings: CellSettings,
+    valid: Tensor | None = None,
+    restart: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> ScanOutput:
+    """The definition, step by step over a sequence.
+
+    Args:
+        x: inputs `[B, T, I]`.
+        state: hidden `[B, H]` and trace `[B, N, H]` before the first step.
+        valid: bool `[B, T]`; `False` marks padding, which leaves the state as it is.
+        restart: bool `[B, T]`; `True` where a new document begins: the state is zero before that step.
+        noise: `[T, N, H]` or `[T, B, N, H]`, added inside the writes.
+    """
+    outputs, recalls = [], []
+    for t in range(x.shape[1]):
+        if restart is not None:
+            state = clear_rows(state, restart[:, t])
+        recall, state = enn_step(
+            x[:, t],
+            state,
+            weights,
+            settings,
+            None if valid is None else valid[:, t],
+            None if noise is None else noise[t],
+        )
+        outputs.append(state.hidden)
+        recalls.append(recall)
+    return ScanOutput(torch.stack(outputs, 1), torch.stack(recalls, 1), state)
+
+
+def clear_rows(state: CellState, rows: Tensor) -> CellState:
+    """The state with the rows marked in `rows` (bool `[B]`) set to zero."""
+    return CellState(
+        state.hidden.masked_fill(rows[:, None], 0),
+        state.trace.masked_fill(rows[:, None, None], 0),
+    )

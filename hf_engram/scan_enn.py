@@ -1,0 +1,375 @@
+"""The Engram cell over whole sequences, fast, with the values and gradients of its definition.
+
+Three facts make it fast. The encoding does not depend on time; the memory recurrence does not depend on the hidden
+state; and recall needs only N numbers per step, not the trace itself, because everything it asks of the trace is a
+sum over earlier writes (`chunkwise_memory`). What remains sequential are two small recurrences, each one autograd
+function with its own backward pass, so that nothing but their inputs and outputs is kept per step.
+"""
+
+import os
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from .kernels_enn import recall_backward, recall_forward
+from .ops_enn import (
+    SQUARED_NORM_FLOOR,
+    CellSettings,
+    CellState,
+    CellWeights,
+    ScanOutput,
+    encode,
+    enn_loop,
+    memory_step,
+)
+
+CHUNK_SIZE = 64
+SCAN_VARIABLE = "HF_ENGRAM_SCAN"
+SCANS = ("auto", "definition")
+
+
+def selected_scan() -> str:
+    """The scan that `enn_scan` uses: the environment variable `HF_ENGRAM_SCAN`, "auto" unless it is set.
+
+    Raises:
+        ValueError: the variable holds an unknown name.
+    """
+    name = os.environ.get(SCAN_VARIABLE, "auto")
+    if name not in SCANS:
+        raise ValueError(f"{SCAN_VARIABLE} is {name!r}; allowed: {SCANS}.")
+    return name
+
+
+def enn_scan(
+    x: Tensor,
+    state: CellState,
+    weights: CellWeights,
+    settings: CellSettings,
+    valid: Tensor | None = None,
+    restart: Tensor | None = None,
+    noise: Tensor | None = None,
+) -> ScanOutput:
+    """Run the cell over a sequence; arguments and result as in `ops_enn.enn_loop`, which it equals.
+
+    Single steps, noisy writes and a trace shared by the batch run the definition itself; so does everything when
+    `HF_ENGRAM_SCAN=definition`.
+    """
+    stepwise = x.shape[1] == 1 or noise is not None or settings.trace_scope == "batch"
+    if stepwise or selected_scan() == "definition":
+        return enn_loop(x, state, weights, settings, valid, restart, noise)
+
+    z = encode(x, weights, settings)
+    with torch.autocast(x.device.type, enabled=False):
+        precise = state.trace.dtype
+        recalled, recall, trace = memory_scan(
+            z.to(precise), state.trace, weights.memory_bank.to(precise), settings, valid, restart
+        )
+        recalled = recalled.to(z.dtype)
+    outputs, hidden = integrator_scan(z, recalled, state.hidden, weights, settings, valid, restart)
+    return ScanOutput(outputs, recall, CellState(hidden, trace))
+
+
+def memory_scan(
+    z: Tensor,
+    trace: Tensor,
+    memory_bank: Tensor,
+    settings: CellSettings,
+    valid: Tensor | None = None,
+    restart: Tensor | None = None,
+    chunk_size: int = CHUNK_SIZE,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All recalls and writes of a sequence, chunk by chunk.
+
+    Args:
+        z: encodings `[B, T, H]`.
+        trace: trace before the first step `[B, N, H]`.
+        memory_bank: learned slots `[N, H]`.
+        valid, restart: bool `[B, T]`, as in `ops_enn.enn_loop`.
+
+    Returns:
+        recalled memory `[B, T, H]`, recall weights `[B, T, N]`, trace after the last step `[B, N, H]`.
+    """
+    recalled, recalls = [], []
+    for start in range(0, z.shape[1], chunk_size):
+        steps = slice(start, start + chunk_size)
+        chunk = (
+            z[:, steps],
+            trace,
+            memory_bank,
+            settings,
+            None if valid is None else valid[:, steps],
+            None if restart is None else restart[:, steps],
+        )
+        chunk_recalled, chunk_recall, trace = clipped_chunk(*chunk) if settings.trace_clip else chunkwise_memory(*chunk)
+        recalled.append(chunk_recalled)
+        recalls.append(chunk_recall)
+    return torch.cat(recalled, 1), torch.cat(recalls, 1), trace
+
+
+def chunkwise_memory(
+    z: Tensor,
+    trace: Tensor,
+    memory_bank: Tensor,
+    settings: CellSettings,
+    valid: Tensor | None,
+    restart: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One chunk of the memory recurrence without a clip; shapes as in `memory_scan`, with T = C.
+
+    With the trace unrolled into its writes, what step t asks of it is
+    `z_t · A_t = carry_t (z_t · A_0) + Σ_r decay_tr (z_t · z_r) a_r`, and the row norms of bank plus trace follow from
+    two running N-vectors per row; `kernels_enn.recall_forward` runs that recurrence.
+    """
+    scale = settings.trace_scale
+    rate = z.new_full(z.shape[:2], settings.hebbian_lr)
+    if valid is not None:
+        rate = rate * valid
+    decay, carry = decay_factors(z, settings.hebbian_lr, valid, restart)
+    within, to_end = decay[:, :-1], decay[:, -1:]
+    squared = z.square().sum(-1)
+    recall = ChunkRecall.apply(
+        z @ memory_bank.T,
+        within * (z @ z.mT),
+        carry[:, :-1] * (z @ trace.mT),
+        squared,
+        squared.clamp_min(SQUARED_NORM_FLOOR).rsqrt(),
+        memory_bank.square().sum(-1),
+        (trace * memory_bank).sum(-1),
+        trace.square().sum(-1),
+        rate,
+        restart,
+        settings,
+    )
+    own_writes = (within * (recall @ recall.mT)) @ z
+    recalled = recall @ memory_bank + scale * ((carry[:, :-1] * recall) @ trace + own_writes)
+    trace = carry[:, -1:] * trace + (to_end.mT * recall).mT @ z
+    return recalled, recall, trace
+
+
+def decay_factors(z: Tensor, hebbian_lr: float, valid: Tensor | None, restart: Tensor | None) -> tuple[Tensor, Tensor]:
+    """How much of each write, and of the first trace, is left at each step of a chunk.
+
+    Returns:
+        decay `[B or 1, C + 1, C]`: the weight of the write of step r in the trace read at step t (t = C: the trace
+            after the chunk). Padding does not write and does not decay; a restart forgets all before it.
+        carry `[B or 1, C + 1, 1]`: the weight of the chunk's first trace in the trace read at step t.
+    """
+    steps = z.shape[1]
+    writes = z.new_ones(1, steps) if valid is None else valid.to(z.dtype)
+    before = F.pad(writes.cumsum(-1), (1, 0))  # [B, C + 1], writes made before step t
+    elapsed = before[:, :, None] - before[:, None, 1:]  # [B, C + 1, C]
+    keep = 1 - hebbian_lr
+    step = torch.arange(steps + 1, device=z.device)
+    seen = step[:, None] > step[None, :-1]
+    decay = torch.where(seen, hebbian_lr * keep ** elapsed.clamp_min(0), 0) * writes[:, None, :]
+    carry = keep**before
+    if restart is not None:
+        document = restart.cumsum(-1)
+        document_read = torch.cat([document, document[:, -1:]], -1)  # [B, C + 1]
+        decay = decay * (document_read[:, :, None] == document[:, None, :])
+        carry = carry * (document_read == 0)
+    return decay, carry[:, :, None]
+
+
+class ChunkRecall(torch.autograd.Function):
+    """Recall weights `[B, C, N]` of a chunk from its products with bank, chunk and trace."""
+
+    @staticmethod
+    def forward(ctx, bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu, nu, rate, restart, settings):
+        recall, trace_product, inverse_slot_norm = recall_forward(
+            bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu, nu, rate, restart, settings
+        )
+        ctx.save_for_backward(
+            bank_dot, gram, squared, inverse_norm, recall, trace_product, inverse_slot_norm, rate, restart
+        )
+        ctx.settings = settings
+        return recall
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_recall):
+        recall = ctx.saved_tensors[4]
+        grads = recall_backward(grad_recall.contiguous(), *ctx.saved_tensors, ctx.settings)
+        grad_bank_dot, grad_trace_product, grad_squared, grad_inverse_norm, grad_bank_squared, grad_mu, grad_nu = grads
+        grad_gram = grad_trace_product @ recall.mT
+        return (
+            grad_bank_dot,
+            grad_gram,
+            grad_trace_product,
+            grad_squared,
+            grad_inverse_norm,
+            grad_bank_squared,
+            grad_mu,
+            grad_nu,
+            None,
+            None,
+            None,
+        )
+
+
+def clipped_chunk(
+    z: Tensor,
+    trace: Tensor,
+    memory_bank: Tensor,
+    settings: CellSettings,
+    valid: Tensor | None,
+    restart: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`chunkwise_memory` under the clip, exact.
+
+    A row whose trace provably stays within the clip all through the chunk needs no clip; the others run step by step.
+    The proof is `|A_t| <= |A_0| + hebbian_lr Σ_r a_r |z_r|`, entry by entry.
+    """
+    recalled, recall, new_trace = chunkwise_memory(z, trace, memory_bank, settings, valid, restart)
+    with torch.no_grad():
+        bound = trace.abs() + settings.hebbian_lr * (recall.mT @ z.abs())
+        clipped = (bound.amax((1, 2)) > settings.trace_clip).nonzero().squeeze(-1)
+    if len(clipped) == 0:
+        return recalled, recall, new_trace
+    stepwise = memory_loop(
+        z[clipped],
+        trace[clipped],
+        memory_bank,
+        settings,
+        None if valid is None else valid[clipped],
+        None if restart is None else restart[clipped],
+    )
+    if len(clipped) == len(z):
+        return stepwise
+    return tuple(
+        whole.index_copy(0, clipped, part) for whole, part in zip((recalled, recall, new_trace), stepwise, strict=True)
+    )
+
+
+def memory_loop(
+    z: Tensor,
+    trace: Tensor,
+    memory_bank: Tensor,
+    settings: CellSettings,
+    valid: Tensor | None,
+    restart: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`memory_scan` by the definition of a step."""
+    recalled, recalls = [], []
+    for t in range(z.shape[1]):
+        if restart is not None:
+            trace = trace.masked_fill(restart[:, t, None, None], 0)
+        step_recalled, recall, trace = memory_step(
+            z[:, t], trace, memory_bank, settings, None if valid is None else valid[:, t]
+        )
+        recalled.append(step_recalled)
+        recalls.append(recall)
+    return torch.stack(recalled, 1), torch.stack(recalls, 1), trace
+
+
+def integrator_scan(
+    z: Tensor,
+    recalled: Tensor,
+    hidden: Tensor,
+    weights: CellWeights,
+    settings: CellSettings,
+    valid: Tensor | None = None,
+    restart: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """All hidden states of a sequence, given its encodings and recalled memories.
+
+    Args:
+        z, recalled: `[B, T, H]`.
+        hidden: hidden state before the first step `[B, H]`.
+        valid, restart: bool `[B, T]`, as in `ops_enn.enn_loop`.
+
+    Returns:
+        hidden states `[B, T, H]` and the last one `[B, H]`.
+    """
+    width = hidden.shape[-1]
+    from_inputs, from_hidden = weights.integrator_weight.split([2 * width, width], dim=1)
+    drive = F.linear(torch.cat([z, recalled], -1), from_inputs, weights.integrator_bias)
+    norm_weight, norm_bias = weights.output_norm or (None, None)
+    outputs = IntegratorRecurrence.apply(
+        drive.transpose(0, 1).to(from_hidden.dtype),
+        hidden.to(from_hidden.dtype),
+        from_hidden,
+        weights.output_weight,
+        weights.output_bias,
+        norm_weight,
+        norm_bias,
+        settings.layer_norm_eps,
+        None if valid is None else valid.T[:, :, None],
+        None if restart is None else restart.T[:, :, None],
+    )
+    return outputs.transpose(0, 1), outputs[-1]
+
+
+class IntegratorRecurrence(torch.autograd.Function):
+    """h_t = LN(relu(relu(drive_t + h_{t-1} Whᵀ) Woᵀ + bo)), time first; only dh is sequential in the backward pass."""
+
+    @staticmethod
+    def forward(ctx, drive, hidden, w_hidden, w_out, b_out, norm_weight, norm_bias, eps, valid, restart):
+        steps, batch, _ = drive.shape
+        width = hidden.shape[-1]
+        inner = torch.empty_like(drive, memory_format=torch.contiguous_format)
+        active = drive.new_empty(steps, batch, width)
+        before = drive.new_empty(steps, batch, width)  # the hidden state each step reads
+        outputs = drive.new_empty(steps, batch, width)
+        moments = []
+        w_hidden_t, w_out_t = w_hidden.T.contiguous(), w_out.T.contiguous()
+        for t in range(steps):
+            before[t] = hidden if restart is None else hidden.masked_fill(restart[t], 0)
+            torch.addmm(drive[t], before[t], w_hidden_t, out=inner[t]).relu_()
+            hidden = torch.addmm(b_out, inner[t], w_out_t, out=active[t]).relu_()
+            if norm_weight is not None:
+                hidden, *moment = torch.native_layer_norm(active[t], (width,), norm_weight, norm_bias, eps)
+                moments.append(moment)
+            if valid is not None:
+                hidden = torch.where(valid[t], hidden, before[t])
+            outputs[t] = hidden
+        mean, rstd = (torch.stack(m) for m in zip(*moments, strict=True)) if moments else (None, None)
+        ctx.save_for_backward(
+            inner, active, before, mean, rstd, w_hidden, w_out, norm_weight, norm_bias, valid, restart
+        )
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_outputs):
+        inner, active, before, mean, rstd, w_hidden, w_out, norm_weight, norm_bias, valid, restart = ctx.saved_tensors
+        grad_inner, grad_active = torch.empty_like(inner), torch.empty_like(active)
+        grad_normed = torch.empty_like(active)
+        grad = torch.zeros_like(active[0])
+        for t in range(len(inner) - 1, -1, -1):
+            grad = grad + grad_outputs[t]
+            kept = None
+            if valid is not None:
+                kept = grad.masked_fill(valid[t], 0)
+                grad = torch.where(valid[t], grad, 0)
+            grad_normed[t] = grad
+            if norm_weight is not None:
+                grad = torch.ops.aten.native_layer_norm_backward(
+                    grad, active[t], active.shape[-1:], mean[t], rstd[t], norm_weight, norm_bias, [True, False, False]
+                )[0]
+            torch.mul(grad, active[t] > 0, out=grad_active[t])
+            torch.mm(grad_active[t], w_out, out=grad_inner[t]).mul_(inner[t] > 0)
+            grad = grad_inner[t] @ w_hidden
+            if kept is not None:
+                grad = grad + kept
+            if restart is not None:
+                grad = grad.masked_fill(restart[t], 0)
+        rows_inner, rows_active = grad_inner.flatten(0, 1), grad_active.flatten(0, 1)
+        grad_norm_weight = grad_norm_bias = None
+        if norm_weight is not None:
+            grad_norm_weight = (grad_normed * (active - mean) * rstd).sum((0, 1))
+            grad_norm_bias = grad_normed.sum((0, 1))
+        return (
+            grad_inner,
+            grad,
+            rows_inner.T @ before.flatten(0, 1),
+            rows_active.T @ inner.flatten(0, 1),
+            rows_active.sum(0),
+            grad_norm_weight,
+            grad_norm_bias,
+            None,
+            None,
+            None,
+        )
