@@ -2,6 +2,7 @@
 
 import json
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -50,7 +51,11 @@ class EnnCacheLayer(LinearAttentionLayer, CacheLayerMixin):
     @property
     def state(self) -> CellState | None:
         """The stored state, or `None` before the first forward pass."""
-        return CellState(self.recurrent_states[0], self.recurrent_states[1]) if self.is_initialized else None
+        if not self.is_initialized:
+            return None
+        values = (self.recurrent_states[0], self.recurrent_states[1])
+        # Training may go on from a state made under `torch.inference_mode`, whose tensors autograd refuses.
+        return CellState(*(v.clone() if v.is_inference() and torch.is_grad_enabled() else v for v in values))
 
     def store(self, state: CellState, num_tokens: int) -> None:
         """Keep `state`, detached from the graph that made it, and count `num_tokens` more tokens per row."""
@@ -61,7 +66,7 @@ class EnnCacheLayer(LinearAttentionLayer, CacheLayerMixin):
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
         """Replace one state. Not in place: the old tensor may be part of a graph that is still to be traversed."""
-        value = recurrent_states.detach()
+        value = recurrent_states.detach().clone()  # the last hidden state is a view of the hidden states of all steps
         self.recurrent_states[state_idx] = value
         self.is_recurrent_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
         self.device, self.dtype = value.device, value.dtype
@@ -152,11 +157,15 @@ def save_memory(past_key_values: Cache, path: str | os.PathLike, config: EnnConf
     metadata = {
         "format": MEMORY_FORMAT,
         "architecture": json.dumps(architecture(config)),
-        "tokens_seen": str(past_key_values.layers[0].tokens_seen),
+        "tokens_seen": json.dumps(past_key_values.layers[0].tokens_seen),
     }
-    partial = f"{os.fspath(path)}.partial"
-    save_file(tensors, partial, metadata)
-    os.replace(partial, path)
+    path = Path(path)
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.device = "cpu") -> DynamicCache:
@@ -172,7 +181,7 @@ def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.
         ValueError: the file is damaged, not a memory file, or written by another architecture; the message says which
             field differs.
     """
-    if not os.path.isfile(path):
+    if not Path(path).is_file():
         raise FileNotFoundError(f"There is no memory file at {os.fspath(path)!r}.")
     try:
         with safe_open(path, framework="pt", device=str(device)) as file:
@@ -182,8 +191,8 @@ def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.
             for index, layer in enumerate(cache.layers):
                 state = CellState(file.get_tensor(f"layers.{index}.hidden"), file.get_tensor(f"layers.{index}.trace"))
                 _check_shapes(state, config, path)
-                layer.store(state, int(metadata["tokens_seen"]))
-    except (SafetensorError, KeyError) as error:
+                layer.store(state, json.loads(metadata["tokens_seen"]))
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a readable memory file: {error}.") from error
     return as_new_sequence(cache)
 

@@ -1,11 +1,16 @@
 """Configuration of the Engram Neural Network (ENN)."""
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, configuration_utils
 
 LAYER_TYPES = ("engram",)
+# The Trainer reads a checkpoint's config.json as a plain PreTrainedConfig, which refuses layer types it does not know.
+configuration_utils.ALLOWED_ATTN_LAYER_TYPES += tuple(
+    name for name in LAYER_TYPES if name not in configuration_utils.ALLOWED_ATTN_LAYER_TYPES
+)
 TRACE_SCOPES = ("sequence", "batch")
 POOLINGS = ("last", "mean", "attention")
 IMAGE_SEQUENCES = ("row", "pixel", "patch")
@@ -200,14 +205,17 @@ class EnnConfig(PreTrainedConfig):
     def validate_memory(self) -> None:
         """Constants of the memory are in the range in which the cell's equations hold."""
         self._require("hebbian_lr", 0 <= self.hebbian_lr <= 1, "between 0 and 1")
-        self._require("recall_temperature", self.recall_temperature > 0, "above 0")
+        self._require("trace_scale", math.isfinite(self.trace_scale), "a finite number")
+        self._require("recall_temperature", 0 < self.recall_temperature < math.inf, "a finite number above 0")
         self._require("trace_clip", self.trace_clip is None or self.trace_clip > 0, "above 0, or None for no clip")
         self._require("trace_scope", self.trace_scope in TRACE_SCOPES, f"one of {TRACE_SCOPES}")
         for name in ("trace_noise", "initial_state_std", "sparsity_strength", "recall_entropy_weight"):
-            self._require(name, getattr(self, name) >= 0, "0 or more")
+            self._require(name, 0 <= getattr(self, name) < math.inf, "a finite number, 0 or more")
 
-    def validate_dropout(self) -> None:
-        """Dropouts are probabilities."""
+    def validate_constants(self) -> None:
+        """Dropouts are probabilities, the other constants of the network finite."""
+        self._require("layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "a finite number above 0")
+        self._require("initializer_range", 0 <= self.initializer_range < math.inf, "a finite number, 0 or more")
         for name in ("hidden_dropout", "embedding_dropout", "classifier_dropout"):
             self._require(name, 0 <= getattr(self, name) < 1, "from 0 up to, but not including, 1")
 
@@ -237,6 +245,16 @@ class EnnConfig(PreTrainedConfig):
             len(self.layer_types) == self.num_hidden_layers,
             f"one entry for each of the {self.num_hidden_layers} layers (num_hidden_layers)",
         )
+
+    def validate_token_ids(self) -> None:
+        """Special tokens are in the vocabulary."""
+        if self.vocab_size is None:
+            return
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            value = getattr(self, name)
+            token_ids = value if isinstance(value, list) else [] if value is None else [value]
+            in_vocabulary = all(0 <= token_id < self.vocab_size for token_id in token_ids)
+            self._require(name, in_vocabulary, f"0 to {self.vocab_size - 1} (vocab_size - 1), or None")
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

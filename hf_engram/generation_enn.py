@@ -32,6 +32,7 @@ class EnnGenerationMixin(GenerationMixin):
         next_sequence_length: int | None = None,
         past_key_values: Cache | None = None,
         attention_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
         finished_rows: FinishedRows | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
@@ -48,9 +49,10 @@ class EnnGenerationMixin(GenerationMixin):
                 "`hf_engram.as_new_sequence(past_key_values)` to begin a new sequence on this memory."
             )
         inputs = super().prepare_inputs_for_generation(
-            input_ids, next_sequence_length, past_key_values, attention_mask, **kwargs
+            input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, **kwargs
         )
-        if finished_rows is not None and finished_rows.rows is not None and finished_rows.rows.any():
+        has_finished = finished_rows is not None and finished_rows.rows is not None and finished_rows.rows.any()
+        if has_finished and past_key_values is not None:
             going_on = ~finished_rows.rows[:, None]
             mask = inputs.get("attention_mask")
             inputs["attention_mask"] = (

@@ -49,6 +49,11 @@ class EnnImageProcessor(PilBackend):
         if num_channels is not None:
             self.num_channels = num_channels
 
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
+        # transformers wants an axis for the channels of an array.
+        grey = getattr(images, "ndim", None) == 2
+        return super()._prepare_images_structure(images[None] if grey else images, expected_ndims)
+
     def process_image(self, image: Any, **kwargs: Any) -> np.ndarray:
         """One image as an array `[num_channels, H, W]`."""
         if isinstance(image, Image.Image):

@@ -14,7 +14,7 @@ from .scan_enn import enn_scan, selected_scan
 class EnnCell(nn.Module):
     """The Engram cell over a sequence: encode, recall, integrate, write."""
 
-    def __init__(self, config: EnnConfig, input_size: int):
+    def __init__(self, config: EnnConfig, input_size: int) -> None:
         super().__init__()
         hidden_size = config.hidden_size
         self.encoder = nn.Linear(input_size, hidden_size)
@@ -79,16 +79,18 @@ class EnnCell(nn.Module):
         """Run over `x` `[B, T, I]`.
 
         Args:
-            state: state before the first step; `None` starts afresh.
+            state: state before the first step, in any dtype; `None` starts afresh.
             valid: bool `[B, T]`; `False` at padding.
             restart: bool `[B, T]`; `True` where a new document begins.
 
         Returns:
             outputs `[B, T, H]`, recall weights `[B, T, N]`, last trace `[B, N, H]`, last hidden state `[B, H]`.
         """
+        if state is None:
+            state = self.initial_state(x)
         scan: ScanOutput = enn_scan(
             x,
-            self.initial_state(x) if state is None else state,
+            CellState(state.hidden.to(x.dtype), state.trace.to(state_dtype(x.dtype))),
             self.weights(),
             self.settings,
             valid,
@@ -106,7 +108,7 @@ class EnnCell(nn.Module):
 class EnnLayer(GradientCheckpointingLayer):
     """One engram layer: the bare cell, or the cell in a pre-norm residual block."""
 
-    def __init__(self, config: EnnConfig, layer_idx: int, input_size: int):
+    def __init__(self, config: EnnConfig, layer_idx: int, input_size: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.residual = config.residual
@@ -128,11 +130,6 @@ class EnnLayer(GradientCheckpointingLayer):
         """
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         state = None if cache is None else cache.state
-        if state is not None and len(state.hidden) != len(hidden_states):
-            raise ValueError(
-                f"past_key_values holds {len(state.hidden)} rows, the inputs {len(hidden_states)}. "
-                "`past_key_values.batch_repeat_interleave(n)` repeats the rows of a state."
-            )
         x = hidden_states if self.input_norm is None else self.input_norm(hidden_states)
         outputs, recall, trace, hidden = self.cell(x, state, valid, restart)
         if cache is not None:
@@ -147,7 +144,7 @@ class Pooling(nn.Module):
     The attention is the original package's: weights softmax over time of tanh(h_t w + b).
     """
 
-    def __init__(self, config: EnnConfig):
+    def __init__(self, config: EnnConfig) -> None:
         super().__init__()
         self.kind = config.pooling
         self.score = nn.Linear(config.hidden_size, 1) if config.pooling == "attention" else None

@@ -5,18 +5,19 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 
-def padding_mask(attention_mask: Tensor | None, steps: int) -> Tensor | None:
-    """The last `steps` columns of `attention_mask` as bool `[B, steps]`, or `None` where nothing is padding.
+def padding_mask(attention_mask: Tensor | None, inputs_embeds: Tensor) -> Tensor | None:
+    """The columns of `attention_mask` for `inputs_embeds` `[B, T, I]`, its last T, as bool; `None` without padding.
 
     Raises:
-        ValueError: the mask is not two-dimensional, or shorter than the inputs.
+        ValueError: the mask is not two-dimensional, has other rows than the inputs, or is shorter.
     """
     if attention_mask is None:
         return None
-    if attention_mask.ndim != 2 or attention_mask.shape[1] < steps:
+    batch, steps = inputs_embeds.shape[:2]
+    if attention_mask.ndim != 2 or len(attention_mask) != batch or attention_mask.shape[1] < steps:
         raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}; expected [batch, steps] with at least "
-            f"{steps} steps. An ENN has no attention over tokens, so 4-D masks have no meaning here."
+            f"attention_mask has shape {tuple(attention_mask.shape)}; expected ({batch}, {steps}), or more columns "
+            "when past_key_values has seen tokens. An ENN has no attention over tokens: 4-D masks mean nothing to it."
         )
     valid = attention_mask[:, -steps:].bool()
     return None if valid.all() else valid
@@ -48,6 +49,6 @@ def document_starts(
 
 
 def mean_entropy(recall: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean entropy, in nats, of recall weights `[B, T, N]` over the valid steps."""
+    """Mean entropy, in nats, of the recall weights `[B, T, N]` of each row over its valid steps, `[B]`."""
     entropy = torch.special.entr(recall).sum(-1)
-    return entropy.mean() if valid is None else entropy[valid].mean()
+    return entropy.mean(1) if valid is None else (entropy * valid).sum(1) / valid.sum(1).clamp_min(1)

@@ -9,8 +9,13 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 from transformers.processing_utils import Unpack
-from transformers.utils import ModelOutput, TransformersKwargs
+from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
@@ -22,7 +27,7 @@ from .masks_enn import document_starts, mean_entropy, padding_mask
 
 
 @dataclass
-class EnnModelOutput(ModelOutput):
+class EnnModelOutput(BaseModelOutputWithPast):
     """Output of [`EnnModel`].
 
     Attributes:
@@ -31,32 +36,23 @@ class EnnModelOutput(ModelOutput):
         hidden_states: input of the first layer and output of every layer, with `output_hidden_states=True`.
         recall: per layer, the recall weights over slots `[B, T, N]`, with `output_recall=True`.
         traces: per layer, the trace after the last step `[B, N, H]`, with `output_traces=True`.
-        recall_entropy: mean entropy of recall in nats over layers and valid steps, a scalar, when
+        recall_entropy: each row's mean entropy of recall in nats, over layers and valid steps, `[B]`, when
             `config.recall_entropy_weight` is not 0.
     """
 
-    last_hidden_state: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
     recall: tuple[Tensor, ...] | None = None
     traces: tuple[Tensor, ...] | None = None
     recall_entropy: Tensor | None = None
 
 
 @dataclass
-class EnnCausalLMOutput(EnnModelOutput):
-    """Output of [`EnnForCausalLM`]: `loss` (a scalar, with `labels`), `logits` `[B, T, vocab_size]`, and the backbone's."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
+class EnnCausalLMOutput(EnnModelOutput, CausalLMOutputWithPast):
+    """`loss` (a scalar, when `labels` are given), `logits` `[B, T, vocab_size]`, and the backbone's outputs."""
 
 
 @dataclass
-class EnnSequenceClassifierOutput(EnnModelOutput):
-    """Output of the classification heads: `loss` (a scalar, with `labels`), `logits` `[B, num_labels]`, and the backbone's."""
-
-    loss: Tensor | None = None
-    logits: Tensor | None = None
+class EnnSequenceClassifierOutput(EnnModelOutput, SequenceClassifierOutputWithPast):
+    """`loss` (a scalar, when `labels` are given), `logits` `[B, num_labels]`, and the backbone's outputs."""
 
 
 class EnnPreTrainedModel(PreTrainedModel):
@@ -86,15 +82,16 @@ class EnnPreTrainedModel(PreTrainedModel):
     def add_recall_entropy(
         self, loss: Tensor, outputs: EnnModelOutput, targets: Tensor, num_items_in_batch: Any = None, **kwargs: Any
     ) -> Tensor:
-        """Add the sparsity regulariser to a loss.
+        """Add the sparsity regulariser to a loss: the entropy of recall, each row weighted by its share of the targets.
 
-        `num_items_in_batch` counts the targets of all micro-batches of an accumulated step; this one's share of the
-        regulariser is its share of the targets.
+        `num_items_in_batch` counts the targets of all micro-batches of an accumulated step, so that the step is that
+        of one big batch.
         """
         if outputs.recall_entropy is None:
             return loss
-        share = 1 if num_items_in_batch is None else (targets != -100).sum() / num_items_in_batch
-        return loss + self.config.recall_entropy_weight * share * outputs.recall_entropy
+        counts = (targets != -100)[..., None].flatten(1).sum(1)
+        total = counts.sum() if num_items_in_batch is None else num_items_in_batch
+        return loss + self.config.recall_entropy_weight * (counts * outputs.recall_entropy).sum() / total
 
 
 class EnnModel(EnnPreTrainedModel):
@@ -104,12 +101,12 @@ class EnnModel(EnnPreTrainedModel):
     layer normalisation when the layers are residual blocks.
     """
 
-    def __init__(self, config: EnnConfig):
+    def __init__(self, config: EnnConfig) -> None:
         super().__init__(config)
         if config.vocab_size is None:
             self.embed_tokens = None
         else:
-            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size, config.pad_token_id)
+            self.embed_tokens = nn.Embedding(config.vocab_size, config.embedding_size)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         # A residual stream is hidden_size wide from the start.
         widen = config.residual and config.embedding_size != config.hidden_size
@@ -156,15 +153,17 @@ class EnnModel(EnnPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
-            self._check_state(past_key_values)
+            self._check_state(past_key_values, len(inputs_embeds))
 
-        steps = inputs_embeds.shape[1]
-        valid = padding_mask(attention_mask, steps)
+        valid = padding_mask(attention_mask, inputs_embeds)
         restart = document_starts(position_ids, inputs_embeds, valid, past_key_values)
 
         hidden_states = self.embedding_dropout(inputs_embeds)
         if self.embedding_projection is not None:
             hidden_states = self.embedding_projection(hidden_states)
+        if self.gradient_checkpointing and self.training and not hidden_states.requires_grad:
+            # Reentrant checkpointing gives a layer no gradients unless one of its inputs takes part in autograd.
+            hidden_states = hidden_states.detach().requires_grad_()
         entropies = []
         for layer in self.layers:
             hidden_states, recall = layer(hidden_states, past_key_values=past_key_values, valid=valid, restart=restart)
@@ -175,12 +174,17 @@ class EnnModel(EnnPreTrainedModel):
         return EnnModelOutput(
             last_hidden_state=hidden_states,
             past_key_values=past_key_values if use_cache else None,
-            recall_entropy=torch.stack(entropies).mean() if entropies else None,
+            recall_entropy=torch.stack(entropies).mean(0) if entropies else None,
         )
 
     def _embed(self, input_ids: Tensor) -> Tensor:
         if self.embed_tokens is None:
             raise ValueError("This model has no token embeddings (vocab_size is None): give inputs_embeds.")
+        if input_ids.ndim != 2 or input_ids.dtype not in (torch.int32, torch.int64):
+            raise ValueError(
+                f"input_ids has shape {tuple(input_ids.shape)} and dtype {input_ids.dtype}; "
+                "expected [batch, steps] of torch.int64 or torch.int32."
+            )
         return self.embed_tokens(input_ids)
 
     def _check_features(self, inputs_embeds: Tensor) -> None:
@@ -189,16 +193,26 @@ class EnnModel(EnnPreTrainedModel):
                 f"inputs_embeds has shape {tuple(inputs_embeds.shape)}; "
                 f"expected [batch, steps, {self.config.embedding_size}] (embedding_size)."
             )
+        mixed = torch.is_autocast_enabled(inputs_embeds.device.type) and inputs_embeds.is_floating_point()
+        if inputs_embeds.dtype != self.dtype and not mixed:
+            raise ValueError(f"inputs_embeds has dtype {inputs_embeds.dtype}; expected the model's, {self.dtype}.")
         if inputs_embeds.shape[1] == 0:
             raise ValueError("The inputs have no steps: give at least one token or feature vector.")
 
-    def _check_state(self, past_key_values: Cache) -> None:
-        layers = past_key_values.layers
+    def _check_state(self, past_key_values: Cache, batch: int) -> None:
+        layers = getattr(past_key_values, "layers", ())
         if len(layers) != len(self.layers) or not all(isinstance(layer, EnnCacheLayer) for layer in layers):
             raise ValueError(
-                "past_key_values is not the state of this model: make an empty one with "
-                "`DynamicCache(config=model.config)`, or pass what the model returned."
+                f"past_key_values ({type(past_key_values).__name__}) is not the state of this model: make an empty one "
+                "with `DynamicCache(config=model.config)`, or pass what the model returned."
             )
+        expected = (batch, self.config.memory_size, self.config.hidden_size)
+        for layer in layers:
+            if layer.state is not None and layer.state.trace.shape != expected:
+                raise ValueError(
+                    f"past_key_values holds a trace of shape {tuple(layer.state.trace.shape)}; expected {expected} "
+                    "(batch, memory_size, hidden_size). `past_key_values.batch_repeat_interleave(n)` repeats the rows."
+                )
 
 
 class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
@@ -206,7 +220,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}
 
-    def __init__(self, config: EnnConfig):
+    def __init__(self, config: EnnConfig) -> None:
         super().__init__(config)
         if config.vocab_size is None:
             raise ValueError("EnnForCausalLM needs token embeddings: `vocab_size` is None in the config.")
@@ -244,6 +258,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -251,7 +266,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            loss = self.add_recall_entropy(loss, outputs, labels[:, 1:], **kwargs)
+            loss = self.add_recall_entropy(loss, outputs, kwargs.get("shift_labels", labels[:, 1:]), **kwargs)
         return EnnCausalLMOutput(
             loss=loss,
             logits=logits,
@@ -266,7 +281,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
 class EnnClassifier(EnnPreTrainedModel):
     """What the classification heads share: backbone, pooling over valid steps, dropout, one linear layer, loss."""
 
-    def __init__(self, config: EnnConfig):
+    def __init__(self, config: EnnConfig) -> None:
         super().__init__(config)
         self.num_labels = config.num_labels
         self.model = EnnModel(config)
@@ -276,17 +291,25 @@ class EnnClassifier(EnnPreTrainedModel):
         self.post_init()
 
     def classify(
-        self, attention_mask: Tensor | None, labels: Tensor | None, **kwargs: Any
+        self,
+        attention_mask: Tensor | None,
+        labels: Tensor | None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs: Any,
     ) -> EnnSequenceClassifierOutput:
-        """Logits `[B, num_labels]` and, with `labels`, the loss; `kwargs` go to [`EnnModel`] and to the loss."""
-        outputs: EnnModelOutput = self.model(attention_mask=attention_mask, **kwargs)
+        """Logits `[B, num_labels]` and, with `labels`, the loss; `kwargs` go to [`EnnModel`]."""
+        outputs: EnnModelOutput = self.model(attention_mask=attention_mask, return_dict=True, **kwargs)
         hidden_states = outputs.last_hidden_state
-        pooled = self.pooling(hidden_states, padding_mask(attention_mask, hidden_states.shape[1]))
+        pooled = self.pooling(hidden_states, padding_mask(attention_mask, hidden_states))
         logits = self.classifier(self.dropout(pooled))
         loss = None
         if labels is not None:
-            loss = self.loss_function(labels=labels, pooled_logits=logits, config=self.config, **kwargs)
-            loss = self.add_recall_entropy(loss, outputs, labels, **kwargs)
+            loss = self.loss_function(
+                labels=labels, pooled_logits=logits, config=self.config, num_items_in_batch=num_items_in_batch
+            )
+            if num_items_in_batch is not None and self.config.problem_type != "single_label_classification":
+                loss = loss * labels.numel() / num_items_in_batch  # transformers does so for class labels only
+            loss = self.add_recall_entropy(loss, outputs, labels, num_items_in_batch)
         return EnnSequenceClassifierOutput(
             loss=loss,
             logits=logits,
@@ -338,7 +361,7 @@ class EnnForImageClassification(EnnClassifier):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
 
-    def __init__(self, config: EnnConfig):
+    def __init__(self, config: EnnConfig) -> None:
         if config.image_sequence is None:
             raise ValueError(
                 f"EnnForImageClassification needs `image_sequence` in the config; allowed: {IMAGE_SEQUENCES}."

@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from .compiled_enn import can_compile
+from .compiled_enn import recall_backward as compiled_backward
+from .compiled_enn import recall_forward as compiled_forward
 from .kernels_enn import recall_backward, recall_forward
 from .ops_enn import (
     SQUARED_NORM_FLOOR,
@@ -27,11 +30,14 @@ from .ops_enn import (
 
 CHUNK_SIZE = 64
 SCAN_VARIABLE = "HF_ENGRAM_SCAN"
-SCANS = ("auto", "definition")
+SCANS = ("auto", "chunkwise", "definition")
 
 
 def selected_scan() -> str:
     """The scan that `enn_scan` uses: the environment variable `HF_ENGRAM_SCAN`, "auto" unless it is set.
+
+    "auto" is the chunkwise form with its inner loop compiled by numba where that is installed and the tensors are on
+    the CPU; "chunkwise" is the same in PyTorch alone; "definition" runs `ops_enn.enn_loop`.
 
     Raises:
         ValueError: the variable holds an unknown name.
@@ -102,7 +108,8 @@ def memory_scan(
             None if valid is None else valid[:, steps],
             None if restart is None else restart[:, steps],
         )
-        chunk_recalled, chunk_recall, trace = clipped_chunk(*chunk) if settings.trace_clip else chunkwise_memory(*chunk)
+        clipped = settings.trace_clip is not None
+        chunk_recalled, chunk_recall, trace = clipped_chunk(*chunk) if clipped else chunkwise_memory(*chunk)
         recalled.append(chunk_recalled)
         recalls.append(chunk_recall)
     return torch.cat(recalled, 1), torch.cat(recalls, 1), trace
@@ -178,7 +185,9 @@ class ChunkRecall(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu, nu, rate, restart, settings):
-        recall, trace_product, inverse_slot_norm = recall_forward(
+        ctx.compiled = selected_scan() == "auto" and can_compile(bank_dot)
+        run = compiled_forward if ctx.compiled else recall_forward
+        recall, trace_product, inverse_slot_norm = run(
             bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu, nu, rate, restart, settings
         )
         ctx.save_for_backward(
@@ -190,9 +199,11 @@ class ChunkRecall(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_recall):
-        recall = ctx.saved_tensors[4]
-        grads = recall_backward(grad_recall.contiguous(), *ctx.saved_tensors, ctx.settings)
+        saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them on access
+        run = compiled_backward if ctx.compiled else recall_backward
+        grads = run(grad_recall, *saved, ctx.settings)
         grad_bank_dot, grad_trace_product, grad_squared, grad_inverse_norm, grad_bank_squared, grad_mu, grad_nu = grads
+        recall = saved[4]
         grad_gram = grad_trace_product @ recall.mT
         return (
             grad_bank_dot,
@@ -238,8 +249,10 @@ def clipped_chunk(
     )
     if len(clipped) == len(z):
         return stepwise
-    return tuple(
-        whole.index_copy(0, clipped, part) for whole, part in zip((recalled, recall, new_trace), stepwise, strict=True)
+    return (
+        recalled.index_copy(0, clipped, stepwise[0]),
+        recall.index_copy(0, clipped, stepwise[1]),
+        new_trace.index_copy(0, clipped, stepwise[2]),
     )
 
 

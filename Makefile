@@ -1,0 +1,38 @@
+# `make demo` opens the app on the shipped checkpoint, `make test` runs all tests; both set up .venv first.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+ARGS ?=
+
+.PHONY: help demo test test-fast lint exactness clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: $(VENV)/demo.stamp ## open the live-memory app (ARGS="--port 8000" for another port)
+	$(BIN)/python -m serve.app $(ARGS)
+
+test: $(VENV)/dev.stamp ## run all tests (ARGS="-k generation" for some)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(VENV)/dev.stamp ## run the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+
+lint: $(VENV)/dev.stamp ## check format and style
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+exactness: $(VENV)/dev.stamp ## print every exactness claim with its measured error
+	$(BIN)/python -m benchmarks.exactness $(ARGS)
+
+clean: ## remove .venv and caches
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
+
+$(VENV)/demo.stamp: EXTRAS := cpu,serve
+$(VENV)/dev.stamp: EXTRAS := cpu,serve,train,dev
+$(VENV)/%.stamp: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	touch $@

@@ -1,0 +1,98 @@
+"""Tiny models and inputs that several test files use."""
+
+import socket
+
+import torch
+
+from hf_engram import (
+    EnnConfig,
+    EnnForCausalLM,
+    EnnForImageClassification,
+    EnnForSequenceClassification,
+    EnnModel,
+)
+
+# Weights large enough, and a trace strong enough, that a state that is lost or doubled changes every logit.
+TINY = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "memory_size": 8,
+    "hebbian_lr": 0.3,
+    "trace_scale": 2.0,
+    "initializer_range": 0.5,
+}
+# The traces of these models reach 0.1 to 0.25: a clip in between acts on some rows and not on others.
+ARCHITECTURES = {
+    "bare": {},
+    "stacked": {"num_hidden_layers": 2},
+    "residual": {"num_hidden_layers": 2, "residual": True},
+    "clipped": {"trace_clip": 0.15},
+    "without_layer_norm": {"use_layer_norm": False},
+}
+TINY_IMAGES = {"image_sequence": "row", "image_size": 8, "patch_size": 4, "num_channels": 3}
+IMAGE_SEQUENCES = {
+    "row": {},
+    "pixel": {"image_sequence": "pixel", "image_size": 4},
+    "patch": {"image_sequence": "patch"},
+    "permuted": {"image_sequence": "pixel", "image_size": 4, "pixel_permutation_seed": 1},
+}
+MODEL_CLASSES = (EnnModel, EnnForCausalLM, EnnForSequenceClassification, EnnForImageClassification)
+
+
+def tiny_config(**kwargs):
+    return EnnConfig(**{**TINY, **kwargs})
+
+
+def tiny_model(model_class=EnnForCausalLM, dtype=torch.float64, **kwargs):
+    """A model in evaluation mode, the same one at every call."""
+    torch.manual_seed(0)
+    if model_class is EnnForImageClassification:
+        kwargs = {**TINY_IMAGES, **kwargs}
+    return model_class(tiny_config(**kwargs)).to(dtype).eval()
+
+
+def tiny_inputs(model, batch=3, steps=12):
+    """Random inputs of the kind the model reads first."""
+    if model.main_input_name == "pixel_values":
+        size = model.config.image_size
+        return {"pixel_values": torch.rand(batch, model.config.num_channels, size, size, dtype=model.dtype)}
+    if model.config.vocab_size is None:
+        return {"inputs_embeds": torch.randn(batch, steps, model.config.embedding_size, dtype=model.dtype)}
+    return {"input_ids": tokens(batch, steps)}
+
+
+def tokens(batch, steps, low=3):
+    """Random token ids; those below `low` are left free for special tokens."""
+    return torch.randint(low, TINY["vocab_size"], (batch, steps))
+
+
+def left_padded(lengths, pad_token_id=1):
+    """Random prompts of these lengths, padded on the left: input_ids and attention_mask."""
+    attention_mask = torch.tensor([[0] * (max(lengths) - n) + [1] * n for n in lengths])
+    return {"input_ids": tokens(*attention_mask.shape).where(attention_mask > 0, pad_token_id)} | {
+        "attention_mask": attention_mask
+    }
+
+
+def state(past_key_values, rows=slice(None)):
+    """Hidden state and trace of every layer."""
+    return [tensor[rows] for layer in past_key_values.layers for tensor in layer.state]
+
+
+def close(actual, expected, tolerance=1e-10):
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+def same(actual, expected):
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def gradients(model):
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def free_port():
+    """A port on this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

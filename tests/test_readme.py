@@ -1,0 +1,118 @@
+"""Every command and code block of the README does what it says."""
+
+import importlib.metadata
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+from helpers import free_port
+
+from train.language_model import parse_arguments
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BIN = Path(sys.executable).parent
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def run(*command, timeout=280, **kwargs):
+    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        command, cwd=kwargs.pop("cwd", ROOT), env=environment, capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def demo_answers(command, folder):
+    port = free_port()
+    server = subprocess.Popen(
+        [*command, f"ARGS=--port {port}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        for _ in range(120):
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=2) as page:
+                    assert page.status == 200
+                    return
+            except OSError:
+                assert server.poll() is None, server.stdout.read()
+                time.sleep(1)
+        pytest.fail("the page did not open within two minutes")
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def make_knows(command, folder):
+    assert "pytest" in run(command[0], "--dry-run", *command[1:])
+
+
+def extras_exist(command, folder):
+    wanted = set(re.search(r"\[(.*)\]", command[-1])[1].split(","))
+    assert wanted <= set(importlib.metadata.metadata("hf-engram").get_all("Provides-Extra"))
+
+
+def runs(command, folder):
+    assert run(*command)
+
+
+def trains_into(command, folder):
+    assert "parameters" in run(*command, "--output_dir", str(folder / "run"))
+    assert (folder / "run" / "model.safetensors").is_file()
+
+
+def trains_briefly(command, folder):
+    trains_into([*command, "--max_steps", "2", "--save_strategy", "no", "--eval_strategy", "no"], folder)
+
+
+def options_are_known(command, folder):
+    parse_arguments(command[command.index("train.language_model") + 1 :])
+
+
+COMMANDS = {
+    "make demo": demo_answers,
+    "make test": make_knows,
+    'pip install ".[cpu]"': extras_exist,
+    'pip install ".[cpu,train]"': extras_exist,
+    "python -m train.language_model --help": runs,
+    "python -m train.language_model train/configs/debug.yaml": trains_into,
+    "python -m train.language_model train/configs/books.yaml": trains_briefly,
+    # Trained for a few steps on the real data set by tests/train.
+    "python -m train.language_model train/configs/wikitext2.yaml": options_are_known,
+    "accelerate launch -m train.language_model train/configs/wikitext2.yaml": options_are_known,
+    "python -m benchmarks.exactness": runs,
+}
+
+
+def test_all_commands_are_tested():
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    assert sorted(set(commands)) == sorted(COMMANDS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command, tmp_path):
+    COMMANDS[command](shlex.split(command), tmp_path)
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
+def test_code_block(code, tmp_path):
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
+    output = run(sys.executable, "-W", "error::UserWarning:hf_engram", "-c", code, cwd=tmp_path)
+    assert output
+
+
+def test_links_lead_somewhere():
+    targets = re.findall(r"\]\((?!http)([^)#]+)", README)
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []

@@ -1,0 +1,169 @@
+"""The fast scan equals the definition: values, states and gradients."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from hf_engram import compiled_enn
+from hf_engram.ops_enn import CellSettings, CellState, CellWeights, enn_loop
+from hf_engram.scan_enn import CHUNK_SIZE, enn_scan
+
+INPUTS, WIDTH, SLOTS = 6, 16, 8
+TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-11}
+LENGTHS = [2, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE + 5]
+
+dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+
+
+class Case(NamedTuple):
+    x: torch.Tensor
+    state: CellState
+    weights: CellWeights
+    settings: CellSettings
+    valid: torch.Tensor | None
+    restart: torch.Tensor | None
+
+    def leaves(self):
+        flat = [self.x, *self.state]
+        for weight in self.weights:
+            flat += list(weight) if isinstance(weight, tuple) else [weight] if weight is not None else []
+        return flat
+
+
+def make_case(
+    steps, batch=3, dtype=torch.float64, padding=None, restarts=False, trace_clip=None, use_layer_norm=True, seed=2
+):
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape, std=1.0):
+        return (std * torch.randn(*shape, generator=generator, dtype=torch.float64)).to(dtype).requires_grad_()
+
+    def norm():
+        return (random(WIDTH), random(WIDTH, std=0.1)) if use_layer_norm else None
+
+    weights = CellWeights(
+        random(WIDTH, INPUTS, std=0.6),
+        random(WIDTH, std=0.1),
+        norm(),
+        random(SLOTS, WIDTH, std=0.2),
+        random(3 * WIDTH, 3 * WIDTH, std=0.2),
+        random(3 * WIDTH, std=0.1),
+        random(WIDTH, 3 * WIDTH, std=0.2),
+        random(WIDTH, std=0.1),
+        norm(),
+    )
+    settings = CellSettings(0.05, 0.5, 0.3, trace_clip, "sequence", 1e-6)
+    state = CellState(random(batch, WIDTH), random(batch, SLOTS, WIDTH, std=0.01))
+    random_flags = torch.rand(2, batch, steps, generator=generator)
+    half = torch.arange(steps) < steps // 2
+    valid = {
+        None: None,
+        "left": ~half.expand(batch, -1),
+        "right": half.expand(batch, -1),
+        "interior": random_flags[0] > 0.3,
+    }[padding]
+    restart = random_flags[1] > 0.95 if restarts else None
+    return Case(random(batch, steps, INPUTS), state, weights, settings, valid, restart)
+
+
+def run(scan, case):
+    """All results and all gradients of a scan under a fixed random cotangent."""
+    result = scan(*case)
+    values = [result.outputs, result.recall, *result.state]
+    generator = torch.Generator().manual_seed(1)
+    loss = sum((v * torch.randn(v.shape, generator=generator, dtype=v.dtype)).sum() for v in values)
+    return values + list(torch.autograd.grad(loss, case.leaves()))
+
+
+def assert_equals_definition(case):
+    tolerance = TOLERANCES[case.x.dtype]
+    for ours, definition in zip(run(enn_scan, case), run(enn_loop, case), strict=True):
+        scale = definition.abs().max()
+        assert (ours - definition).abs().max() <= tolerance * scale
+
+
+@pytest.fixture(autouse=True)
+def default_scan(monkeypatch):
+    monkeypatch.delenv("HF_ENGRAM_SCAN", raising=False)
+
+
+@pytest.fixture
+def scan(request, monkeypatch):
+    monkeypatch.setenv("HF_ENGRAM_SCAN", request.param)
+
+
+@dtypes
+@pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
+@pytest.mark.parametrize("steps", LENGTHS)
+def test_equals_definition_at_every_length(scan, steps, dtype):
+    assert_equals_definition(make_case(steps, dtype=dtype))
+
+
+@dtypes
+@pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("restarts", [False, True], ids=["", "restarts"])
+@pytest.mark.parametrize("padding", ["left", "right", "interior"])
+def test_equals_definition_with_padding_and_documents(scan, padding, restarts, batch, dtype):
+    assert_equals_definition(make_case(CHUNK_SIZE + 20, batch, dtype, padding, restarts))
+
+
+@pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
+@pytest.mark.parametrize("trace_clip", [10.0, 0.1, 0.02], ids=["never", "sometimes", "always"])
+@pytest.mark.parametrize("padding", [None, "interior"])
+def test_clip_is_exact(scan, trace_clip, padding):
+    assert_equals_definition(make_case(CHUNK_SIZE + 20, padding=padding, trace_clip=trace_clip))
+
+
+def test_clip_active_in_some_rows_only_leaves_the_others_bit_equal():
+    case = make_case(CHUNK_SIZE + 20, dtype=torch.float32, trace_clip=5.0)
+    quiet = enn_scan(*case)
+    loud = case.x.detach().clone()
+    trace = case.state.trace.detach().clone()
+    trace[1] += 20.0
+    clipped = enn_scan(loud, CellState(case.state.hidden, trace), *case[2:])
+    for before, after in zip(
+        [quiet.outputs, quiet.recall, *quiet.state], [clipped.outputs, clipped.recall, *clipped.state], strict=True
+    ):
+        assert torch.equal(before[0], after[0])
+        assert torch.equal(before[2], after[2])
+        assert not torch.equal(before[1], after[1])
+    assert_equals_definition(case._replace(state=CellState(case.state.hidden, trace.requires_grad_())))
+
+
+@pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
+def test_equals_definition_without_layer_norm(scan):
+    assert_equals_definition(make_case(CHUNK_SIZE + 20, use_layer_norm=False))
+
+
+@pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
+def test_zero_encodings_are_exact(scan):
+    """Without layer norm an all-zero input encodes to zero, where the cosine's floor acts."""
+    case = make_case(CHUNK_SIZE + 20, use_layer_norm=False)
+    weights = case.weights._replace(encoder_bias=torch.zeros(WIDTH, dtype=torch.float64, requires_grad=True))
+    x = case.x.detach().clone()
+    x[:, 3:9] = 0
+    assert_equals_definition(case._replace(x=x.requires_grad_(), weights=weights))
+
+
+def test_runs_in_pytorch_alone_where_numba_is_missing(monkeypatch):
+    monkeypatch.setattr(compiled_enn, "compiled", lambda rows: None)
+    assert_equals_definition(make_case(CHUNK_SIZE + 20))
+
+
+def test_several_threads_may_scan_at_once():
+    cases = [make_case(CHUNK_SIZE + 20, batch=4, seed=seed) for seed in range(8)]
+    expected = [enn_scan(*case).outputs for case in cases]
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda case: enn_scan(*case).outputs, cases * 4))
+    for ours, theirs in zip(found, expected * 4, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_unknown_scan_is_refused(monkeypatch):
+    monkeypatch.setenv("HF_ENGRAM_SCAN", "fastest")
+    case = make_case(4)
+    with pytest.raises(ValueError, match=r"'fastest'; allowed: .*chunkwise"):
+        enn_scan(*case)

@@ -1,0 +1,267 @@
+import dataclasses
+import json
+import math
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+
+from hf_engram import EnnConfig
+from train.data import TextStreams, collate
+from train.language_model import ModelArguments, build_trainer, find_checkpoint, parse_arguments, run
+
+DEBUG = "train/configs/debug.yaml"
+DEBUG_RUN = [DEBUG, "--disable_tqdm", "true"]
+CHECKPOINTS = ["--save_strategy", "steps", "--logging_steps", "1", "--eval_strategy", "no", "--max_steps", "8"]
+
+
+def debug_run(folder, *options):
+    """Arguments of a small run, from its command line."""
+    return parse_arguments([*DEBUG_RUN, "--output_dir", str(folder), *options])
+
+
+def logged(log_history):
+    """What training logged at every step, times and rates left out."""
+    return [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in log_history if "loss" in entry]
+
+
+def whole_text(text, rows=1):
+    """One batch with the whole text, dealt to `rows` rows."""
+    dataset = TextStreams(text, rows, segment_size=len(text.tokens), document_start=0)
+    return collate([dataset[row] for row in range(rows)], padding=1)
+
+
+def environment(datasets_cache):
+    """For a process that computes and prints as this one does."""
+    ours = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_DATASETS_CACHE": str(datasets_cache)}
+    return {**os.environ, **ours}
+
+
+class StopAt(TrainerCallback):
+    def __init__(self, step):
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            control.should_save = control.should_training_stop = True
+
+
+@pytest.mark.parametrize("config", sorted(Path("train/configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_config_is_understood(config):
+    model_args, data_args, training_args = parse_arguments([str(config)])
+    EnnConfig(vocab_size=data_args.vocab_size, **dataclasses.asdict(model_args))
+    assert training_args.output_dir == f"runs/{config.stem}"
+
+
+def test_model_arguments_are_fields_of_the_config():
+    fields = {field.name for field in dataclasses.fields(EnnConfig)}
+    assert {field.name for field in dataclasses.fields(ModelArguments)} <= fields
+
+
+def test_options_replace_the_values_of_the_file(tmp_path):
+    model_args, data_args, training_args = parse_arguments(
+        [DEBUG, "--learning_rate", "1e-3", "--hidden_size", "48", "--mode", "streams", "--no_residual"]
+    )
+    assert (training_args.learning_rate, model_args.hidden_size, data_args.mode) == (1e-3, 48, "streams")
+    assert (model_args.residual, model_args.memory_size) == (False, 8)
+
+
+def test_the_file_may_follow_the_options():
+    assert parse_arguments(["--hidden_size", "48", DEBUG])[0].memory_size == 8
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--hidden_sise", "48"], "unrecognized arguments: --hidden_sise"),
+        (["missing.yaml"], "No such file or directory: 'missing.yaml'"),
+        ([DEBUG, "--mode", "shuffled"], "--mode: invalid choice: 'shuffled'"),
+        ([DEBUG, "--train_files", "a.txt"], "give exactly one of them"),
+        (["typo.yaml"], r"unknown options \['hidden_sise'\]; --help lists the known ones"),
+        (["half.yaml"], "--block_size/--block-size: invalid int value: '2.5'"),
+        (["list.yaml"], r"allowed: lines of `option: value`"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(arguments, message, tmp_path, monkeypatch, capsys):
+    arguments = [str(Path(DEBUG).absolute()) if argument == DEBUG else argument for argument in arguments]
+    monkeypatch.chdir(tmp_path)
+    Path("typo.yaml").write_text("dataset_name: text\nhidden_sise: 48")
+    Path("half.yaml").write_text("dataset_name: text\nblock_size: 2.5")
+    Path("list.yaml").write_text("- hidden_size")
+    with pytest.raises(SystemExit):
+        parse_arguments(arguments)
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(["--help"])
+    text = capsys.readouterr().out
+    for expected in ("python -m train.language_model train/configs/wikitext2.yaml", "--memory_size", "--dataset_name"):
+        assert expected in text
+    for field in dataclasses.fields(ModelArguments):
+        assert field.metadata["help"]
+
+
+def test_a_run_learns_and_leaves_a_model_that_loads(tmp_path, capsys):
+    results = run(*debug_run(tmp_path))
+
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    assert model.config.use_cache is True
+    assert model(**tokenizer("The old river", return_tensors="pt")).past_key_values is not None
+    assert model.config.vocab_size == len(tokenizer) == 300
+    assert model.config.eos_token_id == model.generation_config.eos_token_id == tokenizer.eos_token_id
+
+    assert results == json.loads((tmp_path / "all_results.json").read_text())
+    assert results["parameters"] == model.num_parameters()
+    assert results["validation_perplexity"] < 150 < len(tokenizer)
+    assert results["train_tokens_seen"] >= 30 * 8 * 25
+    table = capsys.readouterr().out
+    for split in ("validation", "test"):
+        assert f"{results[f'{split}_word_perplexity']:.2f}" in table
+
+
+def test_perplexity_is_that_of_one_pass_over_the_whole_text(tmp_path):
+    trainer, texts = build_trainer(*debug_run(tmp_path))
+    metrics = trainer.evaluate(texts["test"], metric_key_prefix="test")
+
+    batch = whole_text(texts["test"].text)
+    with torch.no_grad():
+        logits = trainer.model.eval()(batch["input_ids"]).logits
+    losses = F.cross_entropy(logits[0], batch["shift_labels"][0], reduction="none").double()
+    lines = Path("tests/fixtures/articles/test.txt").read_text().splitlines()
+    words = sum(len(line.split()) + 1 for line in lines)
+    assert metrics["test_loss"] == pytest.approx(losses.mean().item(), rel=1e-6)
+    assert metrics["test_perplexity"] == pytest.approx(losses.mean().exp().item(), rel=1e-5)
+    assert metrics["test_word_perplexity"] == pytest.approx(math.exp(losses.sum().item() / words), rel=1e-5)
+
+
+def test_streams_train_on_from_the_state_of_the_last_batch(tmp_path):
+    # At learning rate 0 the losses of the segments are those of one pass over every stream.
+    options = ["--mode", "streams", "--learning_rate", "0", "--max_steps", "5", "--logging_steps", "1"]
+    no_dropout = ["--hidden_dropout", "0", "--embedding_dropout", "0", "--eval_steps", "2"]
+    trainer, _ = build_trainer(*debug_run(tmp_path, *options, *no_dropout))
+    trainer.train()
+
+    batch = whole_text(trainer.train_dataset.text, rows=8)
+    with torch.no_grad():
+        logits = trainer.model.eval()(batch["input_ids"]).logits
+    losses = F.cross_entropy(logits.flatten(0, 1), batch["shift_labels"].flatten(), reduction="none")
+    segments = losses.view(8, -1)[:, : 5 * 32].reshape(8, 5, 32)
+    assert [loss for _, loss, _ in logged(trainer.state.log_history)] == pytest.approx(
+        segments.mean((0, 2)).tolist(), rel=1e-5
+    )
+
+
+def test_a_stream_begins_every_epoch_with_an_empty_memory(tmp_path):
+    options = ["--mode", "streams", "--learning_rate", "0", "--max_steps", "-1", "--num_train_epochs", "2"]
+    no_dropout = ["--hidden_dropout", "0", "--embedding_dropout", "0", "--logging_steps", "1", "--eval_strategy", "no"]
+    trainer, _ = build_trainer(*debug_run(tmp_path, *options, *no_dropout))
+    trainer.train()
+    losses = [loss for _, loss, _ in logged(trainer.state.log_history)]
+    assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
+
+
+@pytest.mark.parametrize("mode", ["blocks", "streams"])
+@pytest.mark.parametrize("stop", [4, 6, 7])
+def test_a_resumed_run_is_the_unbroken_run(mode, stop, tmp_path):
+    options = [*CHECKPOINTS, "--mode", mode, "--per_device_train_batch_size", "16"]
+
+    def trained(folder, *more_options, callbacks=None):
+        arguments = debug_run(folder, *options, *more_options)
+        trainer, _ = build_trainer(*arguments, callbacks=callbacks)
+        trainer.train(find_checkpoint(arguments[2]))
+        return trainer
+
+    unbroken = trained(tmp_path / "unbroken")
+    steps_per_epoch = len(unbroken.get_train_dataloader())
+    assert steps_per_epoch == 6  # so that the runs stop inside, at the end of, and after the first epoch
+
+    stopped = trained(tmp_path / "broken", callbacks=[StopAt(stop)])
+    assert stopped.state.global_step == stop
+    resumed = trained(tmp_path / "broken", "--resume_from_checkpoint", "true")
+    assert logged(resumed.state.log_history) == logged(unbroken.state.log_history)
+    assert resumed.state.num_input_tokens_seen == unbroken.state.num_input_tokens_seen
+    for name, weight in unbroken.model.state_dict().items():
+        assert torch.equal(weight, resumed.model.state_dict()[name]), name
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_a_checkpoint_that_resumes_to_the_unbroken_run(tmp_path, datasets_cache):
+    options = [*CHECKPOINTS, "--mode", "streams", "--max_steps", "200"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "train.language_model", *DEBUG_RUN, "--output_dir", str(tmp_path / "broken"), *options],
+        env=environment(datasets_cache),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    losses = (line for line in process.stdout if "'loss'" in line)
+    for _ in range(5):
+        next(losses)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=60)[0]
+    assert process.returncode == 130
+    assert "--resume_from_checkpoint true goes on from here" in output
+    assert not (tmp_path / "broken" / "all_results.json").exists()
+
+    run(*debug_run(tmp_path / "broken", *options, "--resume_from_checkpoint", "true"))
+    run(*debug_run(tmp_path / "unbroken", *options))
+    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("broken", "unbroken")]
+    assert logged(states[0]["log_history"]) == logged(states[1]["log_history"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["blocks", "streams"])
+def test_two_processes_train_like_one(mode, tmp_path, datasets_cache):
+    options = [*CHECKPOINTS, "--mode", mode, "--hidden_dropout", "0", "--embedding_dropout", "0"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launch, "-m", "train.language_model", *DEBUG_RUN, "--output_dir", str(tmp_path / "two"), *options]
+    halves = ["--per_device_train_batch_size", "4", "--ddp_backend", "gloo"]
+    subprocess.run([*command, *halves], env=environment(datasets_cache), check=True, timeout=200)
+    run(*debug_run(tmp_path / "one", *options, "--per_device_train_batch_size", "8"))
+
+    two, one = (json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("two", "one"))
+    losses = [[loss for _, loss, _ in logged(state["log_history"])] for state in (two, one)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_fresh_run_does_not_mix_with_an_old_one(tmp_path):
+    arguments = debug_run(tmp_path, *CHECKPOINTS)
+    with pytest.raises(ValueError, match=r"resume_from_checkpoint is true, but output_dir .* has no checkpoint"):
+        run(*debug_run(tmp_path, *CHECKPOINTS, "--resume_from_checkpoint", "true"))
+    run(*arguments)
+    with pytest.raises(ValueError, match="holds checkpoints of another run"):
+        run(*arguments)
+
+
+def test_bank_norms_and_biases_have_no_weight_decay(tmp_path):
+    trainer, _ = build_trainer(*debug_run(tmp_path, "--weight_decay", "0.1"))
+    decayed, kept = trainer.create_optimizer().param_groups
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.1, 0.0)
+    names = {parameter: name for name, parameter in trainer.model.named_parameters()}
+    assert all(names[parameter].endswith("weight") and parameter.ndim == 2 for parameter in decayed["params"])
+    assert all(parameter.ndim == 1 or names[parameter].endswith("memory_bank") for parameter in kept["params"])
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_twenty_steps_on_wikitext_2_lower_the_loss(tmp_path):
+    folder = Path(os.environ["HF_ENGRAM_DATA"], "wikitext")
+    options = ["--dataset_name", str(folder), "--max_steps", "20", "--logging_steps", "1", "--eval_strategy", "no"]
+    arguments = parse_arguments(
+        ["train/configs/wikitext2.yaml", "--output_dir", str(tmp_path), "--hidden_size", "64", *options]
+    )
+    trainer, _ = build_trainer(*arguments)
+    trainer.train()
+    losses = [loss for _, loss, _ in logged(trainer.state.log_history)]
+    assert losses[0] == pytest.approx(math.log(trainer.model.config.vocab_size), abs=0.3)
+    assert sum(losses[-5:]) / 5 < losses[0] - 0.5
