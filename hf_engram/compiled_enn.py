@@ -203,7 +203,7 @@ def run_over_rows(
     kernel = compiled(rows)
     assert kernel is not None, "can_compile() says whether there is a compiler"
     threads = min(torch.get_num_threads(), count)
-    if threads == 1:
+    if threads <= 1:
         kernel(0, count, *arrays)
         return
     borders = np.linspace(0, count, threads + 1).astype(int)

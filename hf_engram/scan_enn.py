@@ -324,51 +324,67 @@ class IntegratorRecurrence(torch.autograd.Function):
         width = hidden.shape[-1]
         inner = torch.empty_like(drive, memory_format=torch.contiguous_format)
         active = drive.new_empty(steps, batch, width)
-        before = drive.new_empty(steps, batch, width)  # the hidden state each step reads
-        outputs = drive.new_empty(steps, batch, width)
-        moments = []
+        states = drive.new_empty(steps + 1, batch, width)
+        states[0] = hidden
+        before = states[:-1] if restart is None else torch.empty_like(active)  # the hidden state each step reads
+        mean, rstd = drive.new_empty(2, steps, batch, 1) if norm_weight is not None else (None, None)
         w_hidden_t, w_out_t = w_hidden.T.contiguous(), w_out.T.contiguous()
-        for t in range(steps):
-            before[t] = hidden if restart is None else hidden.masked_fill(restart[t], 0)
-            torch.addmm(drive[t], before[t], w_hidden_t, out=inner[t]).relu_()
-            hidden = torch.addmm(b_out, inner[t], w_out_t, out=active[t]).relu_()
-            if norm_weight is not None:
-                hidden, *moment = torch.native_layer_norm(active[t], (width,), norm_weight, norm_bias, eps)
-                moments.append(moment)
+        every_step = zip(drive, inner, active, before, states, states[1:], strict=False)
+        for t, (drive_t, inner_t, active_t, before_t, last, state) in enumerate(every_step):
+            if restart is not None:
+                before_t.copy_(last).masked_fill_(restart[t], 0)
+            torch.addmm(drive_t, before_t, w_hidden_t, out=inner_t).relu_()
+            if norm_weight is None:
+                torch.addmm(b_out, inner_t, w_out_t, out=state).relu_()
+                active_t.copy_(state)
+            else:
+                torch.addmm(b_out, inner_t, w_out_t, out=active_t).relu_()
+                torch.ops.aten.native_layer_norm.out(
+                    active_t, (width,), norm_weight, norm_bias, eps, out0=state, out1=mean[t], out2=rstd[t]
+                )
             if valid is not None:
-                hidden = torch.where(valid[t], hidden, before[t])
-            outputs[t] = hidden
-        mean, rstd = (torch.stack(m) for m in zip(*moments, strict=True)) if moments else (None, None)
+                torch.where(valid[t], state, before_t, out=state)
         ctx.save_for_backward(
             inner, active, before, mean, rstd, w_hidden, w_out, norm_weight, norm_bias, valid, restart
         )
-        return outputs
+        return states[1:]
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_outputs):
         inner, active, before, mean, rstd, w_hidden, w_out, norm_weight, norm_bias, valid, restart = ctx.saved_tensors
-        grad_inner, grad_active = torch.empty_like(inner), torch.empty_like(active)
-        grad_normed = torch.empty_like(active)
+        relu_backward = torch.ops.aten.threshold_backward.grad_input
+        grad_inner, grad_active, grad_normed = (
+            torch.empty_like(inner),
+            torch.empty_like(active),
+            torch.empty_like(active),
+        )
         grad = torch.zeros_like(active[0])
-        for t in range(len(inner) - 1, -1, -1):
-            grad = grad + grad_outputs[t]
-            kept = None
+        every_step = zip(grad_outputs, inner, active, grad_inner, grad_active, grad_normed, strict=True)
+        for t, (grad_output, inner_t, active_t, d_inner, d_active, d_normed) in reversed(list(enumerate(every_step))):
+            torch.add(grad, grad_output, out=d_normed)
             if valid is not None:
-                kept = grad.masked_fill(valid[t], 0)
-                grad = torch.where(valid[t], grad, 0)
-            grad_normed[t] = grad
+                kept = d_normed.masked_fill(valid[t], 0)
+                d_normed.masked_fill_(~valid[t], 0)
+            d_relu = d_normed
             if norm_weight is not None:
-                grad = torch.ops.aten.native_layer_norm_backward(
-                    grad, active[t], active.shape[-1:], mean[t], rstd[t], norm_weight, norm_bias, [True, False, False]
+                d_relu = torch.ops.aten.native_layer_norm_backward(
+                    d_normed,
+                    active_t,
+                    active_t.shape[-1:],
+                    mean[t],
+                    rstd[t],
+                    norm_weight,
+                    norm_bias,
+                    (True, False, False),
                 )[0]
-            torch.mul(grad, active[t] > 0, out=grad_active[t])
-            torch.mm(grad_active[t], w_out, out=grad_inner[t]).mul_(inner[t] > 0)
-            grad = grad_inner[t] @ w_hidden
-            if kept is not None:
-                grad = grad + kept
+            relu_backward(d_relu, active_t, 0, grad_input=d_active)
+            relu_backward(torch.mm(d_active, w_out, out=d_inner), inner_t, 0, grad_input=d_inner)
+            torch.mm(d_inner, w_hidden, out=grad)
+            if valid is not None:
+                grad += kept
             if restart is not None:
-                grad = grad.masked_fill(restart[t], 0)
+                grad.masked_fill_(restart[t], 0)
         rows_inner, rows_active = grad_inner.flatten(0, 1), grad_active.flatten(0, 1)
         grad_norm_weight = grad_norm_bias = None
         if norm_weight is not None:

@@ -7,6 +7,7 @@ python -m serve.app --model path/to/checkpoint --port 8000
 import argparse
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,11 +30,8 @@ def main() -> None:
 
     model, tokenizer = load(args.model, args.revision, args.trust_remote_code)
     # In the repository this file belongs to the package `serve`; at the root of a Space it is a script.
-    if __package__:
-        from .live_memory.page import open_page
-    else:
-        from live_memory.page import open_page
-    open_page(model, tokenizer, args.model, server_name=args.host, server_port=args.port)
+    page = import_module(".live_memory.page" if __package__ else "live_memory.page", __package__)
+    page.open_page(model, tokenizer, args.model, server_name=args.host, server_port=args.port)
 
 
 def parse_args() -> argparse.Namespace:

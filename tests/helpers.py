@@ -1,6 +1,8 @@
 """Tiny models and inputs that several test files use."""
 
 import socket
+import time
+import urllib.request
 
 import torch
 
@@ -96,3 +98,16 @@ def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def wait_for(url, process, seconds=60):
+    """What `url` answers, once the server that `process` starts is up."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url) as response:
+                return response.read()
+        except OSError:
+            time.sleep(0.2)
+    process.kill()
+    raise AssertionError(f"{url} does not answer:\n{process.stdout.read()}")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import IMAGE_SEQUENCES, TINY, TINY_IMAGES, close, same, tiny_config, tiny_inputs, tiny_model, tokens
+from helpers import IMAGE_SEQUENCES, TINY, TINY_IMAGES, close, same, state, tiny_config, tiny_inputs, tiny_model, tokens
 
 from hf_engram import EnnConfig, EnnForCausalLM, EnnForImageClassification, EnnForSequenceClassification
 from hf_engram.modeling_enn import image_to_sequence
@@ -60,6 +60,19 @@ def test_features_of_any_width(pooling, model_class, width, residual):
     assert outputs.logits.shape == (2, 2)
     with pytest.raises(ValueError, match="inputs_embeds has shape"):
         model(inputs_embeds=features[..., :0])
+
+
+@poolings
+@pytest.mark.parametrize("num_labels", [1, 4], ids=["regression", "classes"])
+def test_every_pooling_and_task_returns_the_sequence_and_the_state_too(pooling, num_labels):
+    """In the original package attention pooling of a returned sequence, and a regressor with its state, raise."""
+    model = tiny_model(
+        EnnForSequenceClassification, pooling=pooling, num_labels=num_labels, vocab_size=None, embedding_size=1
+    )
+    outputs = model(inputs_embeds=torch.randn(2, 7, 1, dtype=torch.float64), output_hidden_states=True, use_cache=True)
+    assert outputs.logits.shape == (2, num_labels)
+    assert outputs.hidden_states[-1].shape == (2, 7, 16)
+    assert [tuple(tensor.shape) for tensor in state(outputs.past_key_values)] == [(2, 16), (2, 8, 16)]
 
 
 def test_language_model_reads_features_of_any_width():

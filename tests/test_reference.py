@@ -17,13 +17,9 @@ from benchmarks.reference import (
 SHIPPED = Path(__file__).parent / "fixtures" / "reference"
 LARGE = Path(os.environ.get("HF_ENGRAM_REFERENCE", SHIPPED))
 LARGE_CELLS = ("cell_h128_m64_i28_b1", "cell_h128_m64_i28_b4")
-needs_large = [
-    pytest.mark.data,
-    pytest.mark.skipif("HF_ENGRAM_REFERENCE" not in os.environ, reason="HF_ENGRAM_REFERENCE names no folder"),
-]
 
 cells = [pytest.param(path, id=path.stem) for path in sorted(SHIPPED.glob("cell_*.safetensors"))]
-cells += [pytest.param(LARGE / f"{name}.safetensors", id=name, marks=needs_large) for name in LARGE_CELLS]
+cells += [pytest.param(LARGE / f"{name}.safetensors", id=name, marks=pytest.mark.data) for name in LARGE_CELLS]
 single_sequences = [cell for cell in cells if cell.id.endswith("_b1")]
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 
@@ -53,9 +49,8 @@ def classifier_path():
     return LARGE / "classifier_mnist_rows_b4.safetensors"
 
 
+@pytest.mark.data
 class TestClassifier:
-    pytestmark = needs_large
-
     @dtypes
     def test_reproduces_logits_states_and_gradients(self, classifier_path, dtype):
         assert_within(classifier_errors(classifier_path, dtype), dtype)

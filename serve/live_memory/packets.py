@@ -7,13 +7,14 @@ all the browser needs, a hundredth of the trace. Arrays are little-endian float3
 import base64
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
 from hf_engram import EnnConfig
+from hf_engram.cache_enn import EnnCacheLayer
 
 from .streaming import TokenStep
 
@@ -33,7 +34,7 @@ def reset_packet(config: EnnConfig, memory: Cache | None, status: str) -> dict[s
 
     `trace` is `[L, N, H]`, or `None` for zeros.
     """
-    tokens_seen = 0 if memory is None else memory.layers[0].tokens_seen
+    tokens_seen = 0 if memory is None else engram_layers(memory)[0].tokens_seen
     return {
         "kind": "reset",
         "status": status,
@@ -68,4 +69,9 @@ def status_packet(status: str, message: str = "") -> dict[str, Any]:
 
 def traces(memory: Cache) -> np.ndarray:
     """The traces of all layers of a one-row state, float32 `[L, N, H]`."""
-    return torch.stack([layer.state.trace[0] for layer in memory.layers]).float().cpu().numpy()
+    return torch.stack([layer.state.trace[0] for layer in engram_layers(memory) if layer.state]).float().cpu().numpy()
+
+
+def engram_layers(memory: Cache) -> list[EnnCacheLayer]:
+    """The layers of the state of an ENN."""
+    return cast(list[EnnCacheLayer], memory.layers)

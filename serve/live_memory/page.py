@@ -13,11 +13,15 @@ from .session import Session
 from .streaming import MAX_SEED
 
 CONCURRENT_RUNS = 2
-PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
-# The theme's semi-bold file has no Latin letters in it (Gradio 6.31), its bold one has; both come with Gradio. Colours
-# are set where the theme's own leave text with a contrast below 4.5 : 1.
-FONT = [gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)), "system-ui", "sans-serif"]
+# The theme's semi-bold file lacks most Latin letters (Gradio 6.31), its bold one has them; both come with Gradio.
+# Colours are set where the theme's own leave text with a contrast below 4.5 : 1.
+FONT: list[gr.themes.Font | str] = [
+    gr.themes.LocalFont("Source Sans Pro", weights=(400, 700)),
+    "system-ui",
+    "sans-serif",
+]
 THEME = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT).set(
     button_primary_background_fill="*primary_700",
     button_primary_background_fill_hover="*primary_800",
@@ -64,16 +68,12 @@ def build_page(model: EnnForCausalLM, tokenizer: PreTrainedTokenizerBase, name: 
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
-                prompt = gr.Textbox(
-                    value="Once upon a time", label="Prompt", info="Shift+Enter generates", lines=3, elem_id="prompt"
-                )
+                prompt = gr.Textbox(value="Once upon a time", label="Prompt", info="Shift+Enter generates", lines=3)
                 with gr.Row():
-                    generate = gr.Button("Generate", variant="primary", min_width=100, elem_id="generate")
-                    stop = gr.Button("Stop", variant="stop", interactive=False, min_width=100, elem_id="stop")
-                keep = gr.Checkbox(
-                    label="Keep memory", info="Read the next prompt with the memory of the last run", elem_id="keep"
-                )
-                clear = gr.Button("Clear memory", elem_id="clear")
+                    generate = gr.Button("Generate", variant="primary", min_width=100)
+                    stop = gr.Button("Stop", variant="stop", interactive=False, min_width=100)
+                keep = gr.Checkbox(label="Keep memory", info="Read the next prompt with the memory of the last run")
+                clear = gr.Button("Clear memory")
                 with gr.Accordion("Sampling"):
                     controls = sampling_controls()
             with gr.Column(scale=3, min_width=360):
@@ -95,8 +95,8 @@ def build_page(model: EnnForCausalLM, tokenizer: PreTrainedTokenizerBase, name: 
             session.finish()
             return [session, *button_states(running=False)]
 
-        # The session is an output of `finish` because Gradio forgets, an hour after a page is closed, only what has been
-        # one. Stop sets a flag that the run looks at: Gradio's `cancels` drops packets that are on their way.
+        # The session is an output of `finish` because Gradio forgets only what has been one, an hour after a page is
+        # closed. Stop sets a flag that the run looks at: Gradio's `cancels` drops packets that are on their way.
         asked = gr.on([generate.click, prompt.submit], begin, session, [view, *buttons], **PRIVATE)
         asked.success(
             run,
@@ -116,8 +116,8 @@ def sampling_controls() -> dict[str, gr.components.FormComponent]:
     return {
         "temperature": gr.Slider(0, 2, 0.8, step=0.05, label="Temperature", info="0: the most likely token"),
         "top_p": gr.Slider(0.05, 1, 0.95, step=0.05, label="Top-p"),
-        "max_new_tokens": gr.Slider(1, 1000, 200, step=1, label="New tokens, at most", elem_id="max_new_tokens"),
-        "seed": gr.Number(0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed", elem_id="seed"),
+        "max_new_tokens": gr.Slider(1, 1000, 200, step=1, label="New tokens, at most"),
+        "seed": gr.Number(0, precision=0, minimum=0, maximum=MAX_SEED, label="Seed"),
     }
 
 

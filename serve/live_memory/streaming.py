@@ -174,5 +174,5 @@ class TokenStream:
     def _choose(self, logits: Tensor) -> int:
         if self.sampling.temperature == 0:
             return int(logits.argmax())
-        scores = self._warpers(None, logits)
+        scores = self._warpers(torch.LongTensor(), logits)  # they look at the scores only
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self._generator))

@@ -8,12 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from helpers import free_port, wait_for
 
 from serve.live_memory.packets import traces
 
@@ -66,16 +66,12 @@ def url(served_model, tokenizer, hosts):
     assert hosts <= {"127.0.0.1", "localhost", None}
 
 
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as playwright:
         chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
+        if chromium is None:
+            pytest.skip("Chromium is not installed")
         browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
         yield browser
         browser.close()
@@ -385,18 +381,6 @@ def test_the_command_serves_a_checkpoint_folder(checkpoint, layout):
         app.terminate()
         app.wait()
     assert config["title"] == "Engram memory"
-
-
-def wait_for(url, process, seconds=60):
-    until = time.monotonic() + seconds
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url) as response:
-                return response.read()
-        except OSError:
-            time.sleep(0.2)
-    process.kill()
-    raise AssertionError(f"{url} does not answer:\n{process.stdout.read()}")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""The web page, which is also a Hugging Face Space (README.md)."""
