@@ -65,6 +65,10 @@ def trains_briefly(command, folder):
     trains_into([*command, "--max_steps", "2", "--save_strategy", "no", "--eval_strategy", "no"], folder)
 
 
+def measures_briefly(command, folder):
+    assert "floor" in run(*command, "--works", "a", "--rounds", "2")
+
+
 def options_are_known(command, folder):
     parse_arguments(command[command.index("train.language_model") + 1 :])
 
@@ -81,6 +85,7 @@ COMMANDS = {
     "python -m train.language_model train/configs/wikitext2.yaml": options_are_known,
     "accelerate launch -m train.language_model train/configs/wikitext2.yaml": options_are_known,
     "python -m benchmarks.exactness": runs,
+    "python -m benchmarks.speed": measures_briefly,
 }
 
 
