@@ -146,9 +146,10 @@ def enn_step(
     """
     z = encode(x, weights, settings)
     precise = state.trace.dtype
-    recalled, recall, trace = memory_step(
-        z.to(precise), state.trace, weights.memory_bank.to(precise), settings, valid, noise
-    )
+    with torch.autocast(x.device.type, enabled=False):
+        recalled, recall, trace = memory_step(
+            z.to(precise), state.trace, weights.memory_bank.to(precise), settings, valid, noise
+        )
     hidden = integrator_step(z, recalled.to(z.dtype), state.hidden, weights, settings.layer_norm_eps)
     if valid is not None:
         hidden = torch.where(valid[:, None], hidden, state.hidden)

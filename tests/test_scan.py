@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_engram import compiled_enn
-from hf_engram.ops_enn import CellSettings, CellState, CellWeights, enn_loop
+from hf_engram.ops_enn import CellSettings, CellState, CellWeights, encode, enn_loop
 from hf_engram.scan_enn import CHUNK_SIZE, enn_scan
 
 INPUTS, WIDTH, SLOTS = 6, 16, 8
@@ -167,3 +167,13 @@ def test_unknown_scan_is_refused(monkeypatch):
     case = make_case(4)
     with pytest.raises(ValueError, match=r"'fastest'; allowed: .*chunkwise"):
         enn_scan(*case)
+
+
+def test_memory_of_a_single_step_is_float32_under_autocast():
+    """A write in bfloat16 would be off by 4e-3."""
+    case = make_case(1, dtype=torch.float32)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        result = enn_scan(*case)
+        z = encode(case.x[:, 0], case.weights, case.settings)
+    written = 0.95 * case.state.trace + 0.05 * result.recall[:, 0, :, None] * z[:, None].float()
+    torch.testing.assert_close(result.state.trace, written, rtol=1e-5, atol=1e-6)
