@@ -60,11 +60,12 @@ def open_page(model: EnnForCausalLM, tokenizer: PreTrainedTokenizerBase, name: s
 def build_page(model: EnnForCausalLM, tokenizer: PreTrainedTokenizerBase, name: str) -> gr.Blocks:
     """The page; every browser gets a session of its own."""
     config = model.config
+    layers = "1 layer" if config.num_hidden_layers == 1 else f"{config.num_hidden_layers} layers"
     with gr.Blocks(title="Engram memory", analytics_enabled=False, fill_width=True) as page:
         session = gr.State(Session())
         gr.Markdown(
-            f"# Engram memory, live\n`{name}`: {model.num_parameters():,} parameters, {config.num_hidden_layers} "
-            f"layers, {config.memory_size} slots of {config.hidden_size} features"
+            f"# Engram memory, live\n`{name}`: {model.num_parameters():,} parameters, {layers}, "
+            f"{config.memory_size} slots of {config.hidden_size} features"
         )
         with gr.Row():
             with gr.Column(scale=1, min_width=300):
