@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .kernels_enn import ChunkGradients, ChunkRecalls, ChunkTerms
 from .ops_enn import SQUARED_NORM_FLOOR, CellSettings
 
 
@@ -131,52 +132,32 @@ def can_compile(tensor: Tensor) -> bool:
 
 
 def recall_forward(
-    bank_dot: Tensor,
-    gram: Tensor,
-    trace_dot: Tensor,
-    squared: Tensor,
-    inverse_norm: Tensor,
-    bank_squared: Tensor,
-    mu: Tensor,
-    nu: Tensor,
-    rate: Tensor,
-    restart: Tensor | None,
-    settings: CellSettings,
-) -> tuple[Tensor, Tensor, Tensor]:
+    terms: ChunkTerms, trace_dot: Tensor, bank_squared: Tensor, mu: Tensor, nu: Tensor, settings: CellSettings
+) -> ChunkRecalls:
     """`kernels_enn.recall_forward`, compiled."""
-    recall, product, inverse_slot_norm = outputs = [empty(bank_dot) for _ in range(3)]
+    bank_dot, gram, squared, inverse_norm, rate, restart = terms
+    found = ChunkRecalls(*(empty(bank_dot) for _ in range(3)))
     inputs = (bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu.clone(), nu.clone(), rate)
     constants = (1.0, settings.trace_scale, settings.temperature, SQUARED_NORM_FLOOR)
-    run_over_rows(forward_rows, len(bank_dot), (*inputs, restart_flags(restart, rate)), constants, outputs)
-    return recall, product, inverse_slot_norm
+    run_over_rows(forward_rows, len(bank_dot), (*inputs, restart_flags(restart, rate)), constants, found)
+    return found
 
 
 def recall_backward(
-    grad_recall: Tensor,
-    bank_dot: Tensor,
-    gram: Tensor,
-    squared: Tensor,
-    inverse_norm: Tensor,
-    recall: Tensor,
-    product: Tensor,
-    inverse_slot_norm: Tensor,
-    rate: Tensor,
-    restart: Tensor | None,
-    settings: CellSettings,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    grad_recall: Tensor, terms: ChunkTerms, found: ChunkRecalls, settings: CellSettings
+) -> ChunkGradients:
     """`kernels_enn.recall_backward`, compiled."""
-    grad_bank_dot, grad_product = empty(bank_dot), empty(bank_dot)
-    grad_squared, grad_inverse_norm = empty(squared), empty(squared)
-    grad_bank_squared, grad_mu, grad_nu = (torch.zeros_like(grad_bank_dot[:, 0]) for _ in range(3))
-    outputs = [grad_bank_dot, grad_product, grad_squared, grad_inverse_norm, grad_bank_squared, grad_mu, grad_nu]
+    bank_dot, gram, squared, inverse_norm, rate, restart = terms
+    at_start = (torch.zeros_like(bank_dot[:, 0], memory_format=torch.contiguous_format) for _ in range(3))
+    grads = ChunkGradients(empty(bank_dot), empty(bank_dot), empty(squared), empty(squared), *at_start)
     inputs = (
         grad_recall.clone(memory_format=torch.contiguous_format),
-        *(bank_dot, gram, squared, inverse_norm, recall, product, inverse_slot_norm, rate),
+        *(bank_dot, gram, squared, inverse_norm, *found, rate),
         restart_flags(restart, rate),
     )
     constants = (1.0, settings.trace_scale, settings.temperature, SQUARED_NORM_FLOOR**-0.5)
-    run_over_rows(backward_rows, len(bank_dot), inputs, constants, outputs)
-    return grad_bank_dot, grad_product, grad_squared, grad_inverse_norm, grad_bank_squared.sum(0), grad_mu, grad_nu
+    run_over_rows(backward_rows, len(bank_dot), inputs, constants, grads)
+    return grads._replace(bank_squared=grads.bank_squared.sum(0))
 
 
 def empty(like: Tensor) -> Tensor:
@@ -194,7 +175,7 @@ def run_over_rows(
     count: int,
     inputs: tuple[Tensor, ...],
     constants: tuple[float, ...],
-    outputs: list[Tensor],
+    outputs: tuple[Tensor, ...],
 ) -> None:
     """Call the compiled `rows` on all `count` rows, in as many threads as torch uses."""
     arrays = [tensor.detach().contiguous().numpy() for tensor in inputs]

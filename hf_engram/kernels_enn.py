@@ -9,40 +9,56 @@ trace is then `bank² + 2 s mu + s² nu`, and both running vectors follow from t
     nu    ← λ² nu + 2 λ η a_t w_t + η² a_t² |z_t|²
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from .ops_enn import SQUARED_NORM_FLOOR, CellSettings
 
 
+class ChunkTerms(NamedTuple):
+    """What both passes over a chunk read."""
+
+    bank_dot: Tensor  # z_t · bank, [B, C, N]
+    gram: Tensor  # decayed z_t · z_r, zero unless r < t, [B, C, C]
+    squared: Tensor  # |z_t|², [B, C]
+    inverse_norm: Tensor  # 1 / |z_t|, [B, C]
+    rate: Tensor  # Hebbian rate of each step, 0 at padding, [B, C]
+    restart: Tensor | None  # bool [B, C]; the trace is zero before these steps
+
+
+class ChunkRecalls(NamedTuple):
+    """What the forward pass finds, each `[B, C, N]`."""
+
+    recall: Tensor  # recall weights a
+    product: Tensor  # w
+    inverse_slot_norm: Tensor  # 1 / |E|
+
+
+class ChunkGradients(NamedTuple):
+    """What the backward pass finds."""
+
+    bank_dot: Tensor  # [B, C, N]
+    product: Tensor  # of w, and so of trace_dot, [B, C, N]
+    squared: Tensor  # [B, C]
+    inverse_norm: Tensor  # [B, C]
+    bank_squared: Tensor  # [N]
+    mu: Tensor  # at the start of the chunk, [B, N]
+    nu: Tensor  # at the start of the chunk, [B, N]
+
+
 def recall_forward(
-    bank_dot: Tensor,
-    gram: Tensor,
-    trace_dot: Tensor,
-    squared: Tensor,
-    inverse_norm: Tensor,
-    bank_squared: Tensor,
-    mu: Tensor,
-    nu: Tensor,
-    rate: Tensor,
-    restart: Tensor | None,
-    settings: CellSettings,
-) -> tuple[Tensor, Tensor, Tensor]:
+    terms: ChunkTerms, trace_dot: Tensor, bank_squared: Tensor, mu: Tensor, nu: Tensor, settings: CellSettings
+) -> ChunkRecalls:
     """Run the recurrence.
 
     Args:
-        bank_dot: z_t · bank `[B, C, N]`.
-        gram: decayed z_t · z_r `[B, C, C]`, zero unless r < t.
         trace_dot: decayed z_t · trace `[B, C, N]`.
-        squared, inverse_norm: |z_t|² and 1 / |z_t|, `[B, C]`.
         bank_squared: |bank|² `[N]`.
         mu, nu: at the start of the chunk `[B, N]`.
-        rate: Hebbian rate of each step, 0 at padding, `[B, C]`.
-        restart: bool `[B, C]`; the trace is zero before these steps.
-
-    Returns:
-        recall weights a, the products w, and 1 / |E|, each `[B, C, N]`.
     """
+    bank_dot, gram, squared, inverse_norm, rate, restart = terms
     scale = settings.trace_scale
     recall = torch.zeros_like(bank_dot)
     product, inverse_slot_norm = torch.empty_like(bank_dot), torch.empty_like(bank_dot)
@@ -58,31 +74,15 @@ def recall_forward(
         keep = 1 - eta
         mu = keep * mu + eta * a * bank_dot[:, t]
         nu = keep**2 * nu + 2 * keep * eta * a * w + eta**2 * a**2 * squared[:, t, None]
-    return recall, product, inverse_slot_norm
+    return ChunkRecalls(recall, product, inverse_slot_norm)
 
 
 def recall_backward(
-    grad_recall: Tensor,
-    bank_dot: Tensor,
-    gram: Tensor,
-    squared: Tensor,
-    inverse_norm: Tensor,
-    recall: Tensor,
-    product: Tensor,
-    inverse_slot_norm: Tensor,
-    rate: Tensor,
-    restart: Tensor | None,
-    settings: CellSettings,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of `recall_forward`.
-
-    Args:
-        grad_recall: gradient of the recall weights `[B, C, N]`; the others as in `recall_forward`.
-
-    Returns:
-        gradients of bank_dot and of w (`[B, C, N]`; that of w is trace_dot's too), of squared and inverse_norm
-        (`[B, C]`), of bank_squared (`[N]`), and of mu and nu at the start (`[B, N]`).
-    """
+    grad_recall: Tensor, terms: ChunkTerms, found: ChunkRecalls, settings: CellSettings
+) -> ChunkGradients:
+    """Gradients of `recall_forward`, given that of the recall weights, `[B, C, N]`."""
+    bank_dot, gram, squared, inverse_norm, rate, restart = terms
+    recall, product, inverse_slot_norm = found
     scale = settings.trace_scale
     grad_bank_dot, grad_product = torch.empty_like(bank_dot), torch.empty_like(bank_dot)
     grad_squared, grad_inverse_norm = torch.empty_like(squared), torch.empty_like(squared)
@@ -114,7 +114,7 @@ def recall_backward(
         if restart is not None:
             grad_mu = grad_mu.masked_fill(restart[:, t, None], 0)
             grad_nu = grad_nu.masked_fill(restart[:, t, None], 0)
-    return (
+    return ChunkGradients(
         grad_bank_dot,
         grad_product,
         grad_squared,

@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from .compiled_enn import can_compile
 from .compiled_enn import recall_backward as compiled_backward
 from .compiled_enn import recall_forward as compiled_forward
-from .kernels_enn import recall_backward, recall_forward
+from .kernels_enn import ChunkRecalls, ChunkTerms, recall_backward, recall_forward
 from .ops_enn import (
     SQUARED_NORM_FLOOR,
     CellSettings,
@@ -136,19 +136,18 @@ def chunkwise_memory(
     decay, carry = decay_factors(z, settings.hebbian_lr, valid, restart)
     within, to_end = decay[:, :-1], decay[:, -1:]
     squared = z.square().sum(-1)
-    recall = ChunkRecall.apply(
-        z @ memory_bank.T,
-        within * (z @ z.mT),
-        carry[:, :-1] * (z @ trace.mT),
-        squared,
-        squared.clamp_min(SQUARED_NORM_FLOOR).rsqrt(),
-        memory_bank.square().sum(-1),
-        (trace * memory_bank).sum(-1),
-        trace.square().sum(-1),
-        rate,
-        restart,
-        settings,
+    terms = ChunkTerms(
+        bank_dot=z @ memory_bank.T,
+        gram=within * (z @ z.mT),
+        squared=squared,
+        inverse_norm=squared.clamp_min(SQUARED_NORM_FLOOR).rsqrt(),
+        rate=rate,
+        restart=restart,
     )
+    trace_dot = carry[:, :-1] * (z @ trace.mT)
+    bank_squared = memory_bank.square().sum(-1)
+    mu, nu = (trace * memory_bank).sum(-1), trace.square().sum(-1)
+    recall = ChunkRecall.apply(*terms, trace_dot, bank_squared, mu, nu, settings)
     own_writes = (within * (recall @ recall.mT)) @ z
     recalled = recall @ memory_bank + scale * ((carry[:, :-1] * recall) @ trace + own_writes)
     trace = carry[:, -1:] * trace + (to_end.mT * recall).mT @ z
@@ -181,43 +180,28 @@ def decay_factors(z: Tensor, hebbian_lr: float, valid: Tensor | None, restart: T
 
 
 class ChunkRecall(torch.autograd.Function):
-    """Recall weights `[B, C, N]` of a chunk from its products with bank, chunk and trace."""
+    """Recall weights `[B, C, N]` of a chunk: `recall_forward` with its gradients, compiled where possible."""
 
     @staticmethod
-    def forward(ctx, bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu, nu, rate, restart, settings):
+    def forward(ctx, bank_dot, gram, squared, inverse_norm, rate, restart, trace_dot, bank_squared, mu, nu, settings):
+        ctx.settings = settings
         ctx.compiled = selected_scan() == "auto" and can_compile(bank_dot)
         run = compiled_forward if ctx.compiled else recall_forward
-        recall, trace_product, inverse_slot_norm = run(
-            bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu, nu, rate, restart, settings
-        )
-        ctx.save_for_backward(
-            bank_dot, gram, squared, inverse_norm, recall, trace_product, inverse_slot_norm, rate, restart
-        )
-        ctx.settings = settings
-        return recall
+        terms = ChunkTerms(bank_dot, gram, squared, inverse_norm, rate, restart)
+        found = run(terms, trace_dot, bank_squared, mu, nu, settings)
+        ctx.save_for_backward(*terms, *found)
+        return found.recall
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_recall):
         saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them on access
+        terms, found = ChunkTerms(*saved[:6]), ChunkRecalls(*saved[6:])
         run = compiled_backward if ctx.compiled else recall_backward
-        grads = run(grad_recall, *saved, ctx.settings)
-        grad_bank_dot, grad_trace_product, grad_squared, grad_inverse_norm, grad_bank_squared, grad_mu, grad_nu = grads
-        recall = saved[4]
-        grad_gram = grad_trace_product @ recall.mT
-        return (
-            grad_bank_dot,
-            grad_gram,
-            grad_trace_product,
-            grad_squared,
-            grad_inverse_norm,
-            grad_bank_squared,
-            grad_mu,
-            grad_nu,
-            None,
-            None,
-            None,
-        )
+        grad = run(grad_recall, terms, found, ctx.settings)
+        grad_gram = grad.product @ found.recall.mT
+        grad_terms = (grad.bank_dot, grad_gram, grad.squared, grad.inverse_norm, None, None)
+        return (*grad_terms, grad.product, grad.bank_squared, grad.mu, grad.nu, None)
 
 
 def clipped_chunk(
