@@ -24,6 +24,7 @@ from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
 from .layers_enn import EnnCell, EnnLayer, Pooling
 from .masks_enn import document_starts, mean_entropy, padding_mask
+from .safetensors_enn import SafetensorsOnly
 
 
 @dataclass
@@ -55,7 +56,7 @@ class EnnSequenceClassifierOutput(EnnModelOutput, SequenceClassifierOutputWithPa
     """`loss` (a scalar, when `labels` are given), `logits` `[B, num_labels]`, and the backbone's outputs."""
 
 
-class EnnPreTrainedModel(PreTrainedModel):
+class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
     """Base of all ENN models: config, initialisation, and what transformers needs to know about them."""
 
     config: EnnConfig
