@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError
-from huggingface_hub.utils import RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -119,7 +118,7 @@ def push_to_hub(
 ) -> CommitInfo:
     """Check a folder that `save_for_hub` wrote, and send it to the Hub in one commit.
 
-    Nothing is sent before [`check_folder`] has opened the folder in a clean process. As all files go into one commit,
+    No file is sent before [`check_folder`] has opened the folder in a clean process. As all files go into one commit,
     what others see is the whole model or, after an error or Ctrl-C, what was there before. Weights and code of an
     earlier model in the repository are removed by the same commit. Checkpoints, pickles and hidden files are not sent.
 
@@ -138,10 +137,13 @@ def push_to_hub(
         FolderError: the folder is incomplete, or does not open; nothing was sent.
         PushError: the Hub refused it.
     """
-    folder = Path(folder)
+    folder, api = Path(folder), HfApi(token=token)
+    try:
+        api.whoami()  # a wrong token is told at once, not after the check
+    except Exception as error:
+        raise PushError(explain(error, repo_id)) from error
     check_folder(folder)
     name_in_card(folder, repo_id)
-    api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
@@ -168,8 +170,8 @@ def explain(error: Exception, repo_id: str) -> str:
     while not isinstance(error, HfHubHTTPError) and error.__cause__ is not None:
         error = error.__cause__  # uploads of single files wrap the error that tells what happened
     status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-    if status == 401:
-        reason = "it does not know your token: `hf auth login`, or give a `token`"
+    if status == 401 or isinstance(error, LocalTokenNotFoundError):
+        reason = "it does not know you: `hf auth login`, or give a valid `token`"
     elif status == 403:
         reason = f"your token may not write to {repo_id!r}: check the name, and that the token's role is 'write'"
     elif isinstance(error, RepositoryNotFoundError):

@@ -1,35 +1,38 @@
-"""Models on the stand-in Hub, pushed by a fresh process, and what they answered there."""
+"""Models on the stand-in Hub, pushed and opened by fresh processes, and what they answered."""
 
 import pytest
-from hub_scripts import MAKE
+from hub_scripts import ANSWER, MAKE, OPEN
 from hub_stand_in import FreshPython
 
 
 @pytest.fixture(scope="session")
-def text_model(hub, installed_package, tmp_path_factory):
-    """A repository with a language model and its tokenizer: id, commit, and the model's logits for ids 0 to 39."""
-    fresh_python = FreshPython(hub, tmp_path_factory.mktemp("text_model"), installed_package)
+def published(hub, installed_package, tmp_path_factory):
+    """Repositories made with the package: what was pushed, and the answers of the models that were pushed."""
+    fresh_python = FreshPython(hub, tmp_path_factory.mktemp("published"), installed_package)
     code = """
-    model = make_model()
-    save_for_hub(model, "model", make_tokenizer())
-    commit = push_to_hub("model", "user/tiny-text.v1")
-    backbone = model.model(torch.arange(40)[None]).last_hidden_state[0, -1].tolist()
-    result = {"repo": "user/tiny-text.v1", "commit": commit.oid, "logits": answer(model), "backbone": backbone}
+    from huggingface_hub import HfApi
+
+    model, wider, images = make_model(), make_model(seed=1, hidden_size=24), make_image_model()
+    save_for_hub(model, "text", make_tokenizer())
+    oid = push_to_hub("text", "user/tiny-text.v1").oid
+    HfApi().create_tag("user/tiny-text.v1", tag="first", revision=oid)
+    save_for_hub(wider, "text", make_tokenizer())
+    push_to_hub("text", "user/tiny-text.v1", revision="wider", commit_message="Wider")
+    save_for_hub(images, "images", hf_engram.EnnImageProcessor(num_channels=3, size={"height": 8, "width": 8}))
+    push_to_hub("images", "user/tiny-images", private=True)
+    result = {
+        "text": "user/tiny-text.v1",
+        "commit": oid,
+        "images": "user/tiny-images",
+        "answers": {"text": answer(model), "wider": answer(wider), "images": answer(images)},
+        "backbone": answer(model.model),
+    }
     """
-    return fresh_python(MAKE, code, package=True)
+    return fresh_python(ANSWER, MAKE, code, package=True)
 
 
 @pytest.fixture(scope="session")
-def image_model(hub, installed_package, tmp_path_factory):
-    """A repository with an image classifier and its processor: id, and the logits for one image."""
-    fresh_python = FreshPython(hub, tmp_path_factory.mktemp("image_model"), installed_package)
-    code = """
-    model = make_image_model()
-    processor = hf_engram.EnnImageProcessor(num_channels=3, size={"height": 8, "width": 8})
-    save_for_hub(model, "model", processor)
-    push_to_hub("model", "user/tiny-images")
-    image = torch.arange(3 * 10 * 10, dtype=torch.uint8).reshape(3, 10, 10) % 251
-    logits = model(**processor(image, return_tensors="pt")).logits[0].tolist()
-    result = {"repo": "user/tiny-images", "logits": logits}
-    """
-    return fresh_python(MAKE, code, package=True)
+def opened(hub, published, installed_package, tmp_path_factory):
+    """What someone without the package, who trusts the code, gets from these repositories, and pushes on."""
+    fresh_python = FreshPython(hub, tmp_path_factory.mktemp("opened"), installed_package)
+    return fresh_python(ANSWER, OPEN, **published)
