@@ -16,7 +16,7 @@ from huggingface_hub import ModelCard
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from transformers import PreTrainedConfig, logging
-from transformers.dynamic_module_utils import get_imports, get_relative_import_files
+from transformers.dynamic_module_utils import get_imports, get_relative_import_files, get_relative_imports
 
 from . import open_folder as clean_process
 from .configuration_enn import EnnConfig
@@ -113,17 +113,16 @@ def code_problems(folder: Path, config: dict[str, Any]) -> list[str]:
     missing = {"AutoConfig", "AutoModel"} - config.get("auto_map", {}).keys()
     if missing:
         return [f"auto_map in config.json lacks {sorted(missing)}"]
-    problems = []
     processor = read_json(folder / "preprocessor_config.json")
-    modules = {entry.split(".")[0] for entry in (config["auto_map"] | processor.get("auto_map", {})).values()}
-    files = {folder / f"{module}.py" for module in modules}
-    for file in sorted(files):
-        if file.is_file():
-            files |= {Path(needed) for needed in get_relative_import_files(file)}
-    for file in sorted(files):
+    entries = (config["auto_map"] | processor.get("auto_map", {})).values()
+    modules = sorted({entry.split(".")[0] for entry in entries})
+    problems = []
+    for module in modules:  # grows while it is read
+        file = folder / f"{module}.py"
         if not file.is_file():
             problems.append(f"{file.name} is missing, which the model's code imports")
             continue
+        modules += [name for name in sorted(get_relative_imports(file)) if name not in modules]
         unusual = set(get_imports(file)) - PACKAGES - set(sys.stdlib_module_names)
         if unusual:
             problems.append(f"{file.name} imports {sorted(unusual)} outside of `try`, which not everyone has")

@@ -225,8 +225,8 @@ class EnnModel(EnnPreTrainedModel):
 
     def _check_state(self, past_key_values: Cache, batch: int) -> None:
         layers = getattr(past_key_values, "layers", ())
-        # Not isinstance: where several copies of this code are loaded (repositories on the Hub bring their own), the one
-        # that was imported last is the one that transformers makes cache layers of.
+        # Not isinstance: where several copies of this code are loaded (each repository on the Hub brings its own),
+        # transformers makes the cache layers of the copy that was imported last.
         ours = all(getattr(layer, "_layer_type", None) == EnnCacheLayer._layer_type for layer in layers)
         if len(layers) != len(self.layers) or not ours:
             raise ValueError(
