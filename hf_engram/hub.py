@@ -34,10 +34,19 @@ from .hub_folder import (
     find_problems,
     finish_configs,
 )
-from .model_card import RUN_FILES, TrainingRun, name_in_card, write_card
+from .model_card import RUN_FILES, DataSource, TrainingRun, name_in_card, write_card
 
-__all__ = ["FolderError", "PushError", "RemoteCodeCallback", "TrainingRun", "check_folder", "push_to_hub"]
-__all__ += ["save_for_hub"]
+__all__ = [
+    "DataSource",
+    "FolderError",
+    "PushError",
+    "RemoteCodeCallback",
+    "TrainingRun",
+    "check_folder",
+    "push_to_hub",
+    "save_for_hub",
+    "write_card",
+]
 
 NOT_SENT = [*PICKLES, "checkpoint-*", ".*", "__pycache__*"]
 REPLACED = (".safetensors", ".safetensors.index.json", ".py", *(pattern[1:] for pattern in PICKLES))

@@ -98,6 +98,8 @@ class TrainingRun:
         `kwargs` are further attributes; `arguments` among them are added to those of `args`.
         """
         options = {} if args is None else args.to_dict()
+        if options.get("max_steps", -1) > 0:
+            del options["num_train_epochs"]  # max_steps overrides it
         arguments = {name: options[name] for name in TRAINING_FIELDS if options.get(name) not in (None, False, -1)}
         return cls(
             arguments={**kwargs.pop("arguments", {}), **arguments}, hardware=hardware(), versions=versions(), **kwargs
@@ -158,7 +160,7 @@ def write_card(folder: str | Path, name: str | None = None) -> None:
     name = run.name or name or folder.resolve().name
     scores = find_scores(results)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
-    environment.filters["number"] = format_number
+    environment.filters |= {"number": format_number, "words": describe_metric}
     template = resources.files(__package__).joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8")
     card = ModelCard(
         environment.from_string(template).render(
@@ -186,7 +188,7 @@ def card_metadata(title: str, task: str, run: TrainingRun, scores: list[tuple[st
     evaluations = [
         EvalResult(
             task_type=task,
-            dataset_type=data.hub_id or re.sub(r"[^\w/.-]+", "-", data.name.lower()).strip("-"),
+            dataset_type=data.hub_id or re.sub(r"[^\w.-]+", "-", data.name.lower()).strip("-"),
             dataset_name=data.name,
             dataset_config=data.config,
             dataset_split=split,
@@ -217,8 +219,13 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 def find_scores(results: dict[str, Any]) -> list[tuple[str, str, float]]:
     """Split, metric and value of everything that was measured on held-out data."""
-    found = (re.fullmatch(r"(validation|test|eval)_(\w+)", name) for name in results)
-    return [(match[1], match[2], results[match[0]]) for match in found if match and match[2] not in NOT_SCORES]
+    found = [
+        (split, name.removeprefix(f"{split}_"), value)
+        for split in ("eval", "validation", "test")
+        for name, value in results.items()
+        if name.startswith(f"{split}_")
+    ]
+    return [score for score in found if score[1] not in NOT_SCORES]
 
 
 def describe_metric(metric: str) -> str:

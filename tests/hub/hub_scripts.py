@@ -14,6 +14,7 @@ def answer(model):
 """
 
 MAKE = """
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
