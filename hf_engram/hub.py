@@ -21,6 +21,7 @@ from typing import Any
 
 from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
+from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -48,8 +49,8 @@ __all__ = [
     "write_card",
 ]
 
-NOT_SENT = [*PICKLES, "checkpoint-*", ".*", "__pycache__*"]
-REPLACED = (".safetensors", ".safetensors.index.json", ".py", *(pattern[1:] for pattern in PICKLES))
+NOT_SENT = [*(f"*{kind}" for kind in PICKLES), "checkpoint-*", ".*", "__pycache__*"]
+REPLACED = (".safetensors", ".safetensors.index.json", ".py")
 
 
 class PushError(OSError):
@@ -128,8 +129,9 @@ def push_to_hub(
     """Check a folder that `save_for_hub` wrote, and send it to the Hub in one commit.
 
     No file is sent before [`check_folder`] has opened the folder in a clean process. As all files go into one commit,
-    what others see is the whole model or, after an error or Ctrl-C, what was there before. Weights and code of an
-    earlier model in the repository are removed by the same commit. Checkpoints, pickles and hidden files are not sent.
+    what others see is the whole model or, after an error or Ctrl-C, what was there before. Weights, code and pickles
+    that an earlier model left in the repository are removed by the same commit. Checkpoints, pickles and hidden files
+    are not sent.
 
     Args:
         folder: the folder.
@@ -143,10 +145,12 @@ def push_to_hub(
         the commit; its `oid` is the `revision=` that pins this very model, its `repo_url` where it can be seen.
 
     Raises:
+        ValueError: `repo_id` is not a name that a repository can have.
         FolderError: the folder is incomplete, or does not open; nothing was sent.
         PushError: the Hub refused it.
     """
     folder, api = Path(folder), HfApi(token=token)
+    validate_repo_id(repo_id)
     try:
         api.whoami()  # a wrong token is told at once, not after the check
     except Exception as error:
@@ -157,11 +161,9 @@ def push_to_hub(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        stale = [
-            name
-            for name in api.list_repo_files(repo_id, revision=revision)
-            if "/" not in name and name.endswith(REPLACED) and not (folder / name).is_file()
-        ]
+        remote = [name for name in api.list_repo_files(repo_id, revision=revision) if "/" not in name]
+        stale = [name for name in remote if name.endswith(REPLACED) and not (folder / name).is_file()]
+        stale += [name for name in remote if name.endswith(PICKLES)]
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,

@@ -31,7 +31,7 @@ MODEL_CLASSES = {
 }
 # What everyone who opens a model with transformers has. Anything else may be imported inside `try:` only.
 PACKAGES = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "PIL"}
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl", "*.pickle", "*.joblib")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib")
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 

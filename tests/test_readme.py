@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -89,9 +90,16 @@ COMMANDS = {
 }
 
 
+# Run by test_sharing, in order.
+SHARING_COMMANDS = (
+    "python -m hf_engram.hub push runs/books user/my-model",
+    "python -m hf_engram.hub card model_cards/enn-books",
+)
+
+
 def test_all_commands_are_tested():
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert sorted(set(commands)) == sorted(COMMANDS)
+    assert sorted(set(commands)) == sorted([*COMMANDS, *SHARING_COMMANDS])
 
 
 @pytest.mark.slow
@@ -100,11 +108,41 @@ def test_command(command, tmp_path):
     COMMANDS[command](shlex.split(command), tmp_path)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
+SHARING_BLOCKS = [code for code in blocks("python") if "user/my-model" in code]
+
+
+@pytest.mark.parametrize(
+    "code", [code for code in blocks("python") if code not in SHARING_BLOCKS], ids=lambda code: code.splitlines()[0]
+)
 def test_code_block(code, tmp_path):
     (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     output = run(sys.executable, "-W", "error::UserWarning:hf_engram", "-c", code, cwd=tmp_path)
     assert output
+
+
+@pytest.mark.slow
+def test_sharing(fresh_python, hub, tmp_path):
+    """Push and load as the README does; then its commands, on the folder that the first block has written."""
+    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
+    (tmp_path / "runs").mkdir()
+    push, load = SHARING_BLOCKS
+    oid = fresh_python(
+        "import os; os.chdir(given['folder'])", push, "result = commit.oid", package=True, folder=tmp_path
+    )
+    assert hub.repository("user/my-model").commit().oid == oid
+    opened = fresh_python(load, "result = [type(model).__module__, len(tokenizer), model.config.use_cache]")
+    assert opened[0].startswith("transformers_modules.user.my_hyphen_model")
+    assert opened[1:] == [4096, True]
+
+    (tmp_path / "my-model").rename(tmp_path / "runs" / "books")
+    (tmp_path / "model_cards" / "enn-books" / "README.md").unlink()
+    environment = fresh_python.command("", package=True)["env"]
+    for command in SHARING_COMMANDS:
+        arguments = [sys.executable, "-P", *shlex.split(command)[1:]]
+        subprocess.run(arguments, cwd=tmp_path, env=environment, check=True)
+    assert hub.repository("user/my-model").commit().oid == oid  # the same files make no new commit
+    card = (tmp_path / "model_cards" / "enn-books" / "README.md").read_text()
+    assert card == (ROOT / "model_cards" / "enn-books" / "README.md").read_text()
 
 
 def test_links_lead_somewhere():
