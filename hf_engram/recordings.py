@@ -279,8 +279,8 @@ class LayerRecording:
         document = self.restart.cumsum(0)
         seen = (document[:, None] == document).tril(-1)
         elapsed = (before[:, None] - after).clamp_min(0)
-        decay = torch.where(seen, (keep**elapsed).to(self.recall), 0)
-        carry = torch.where(document == 0, (keep**before).to(self.recall), 0)
+        decay = torch.where(seen, keep ** elapsed.to(self.recall), 0)
+        carry = torch.where(document == 0, keep ** before.to(self.recall), 0)
         return decay, carry[:, None]
 
     def _attribution_columns(self) -> dict[str, Any]:
