@@ -106,7 +106,7 @@ class Replay(NamedTuple):
 
     recalled: Tensor  # [T, H]
     trace_norms: Tensor  # [T, N], after each token
-    clipped: Tensor  # bool [T]; the clip acted on the write of this token
+    clipped: Tensor  # bool [T, N]; the clip acted on this slot when the token wrote
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class LayerRecording:
 
     @property
     def clipped(self) -> Tensor:
-        """Bool `[T]`: the clip acted on the write of this token."""
+        """Bool `[T, N]`: the clip acted on this slot when the token wrote."""
         return self._replay.clipped
 
     def trace(self, step: int = -1) -> Tensor:
@@ -186,12 +186,12 @@ class LayerRecording:
         patterns, group_of_slot = self.open_slots.unique(dim=1, return_inverse=True)
         for group, pattern in enumerate(patterns.T):
             slots = group_of_slot == group
-            decay, carry[:, slots] = self._decay(self.plastic & pattern)
+            decay, carry[:, slots] = self._decay(self.plastic & pattern, self.restart & pattern)
             coefficients += decay * (recall[:, slots] @ self.writes[:, slots].T)
         coefficients *= settings.trace_scale
         bank = recall @ self.bank
         carried = settings.trace_scale * ((carry * recall) @ self.carried_trace)
-        exact = self._before_any_clip()
+        exact = self._exact()
         clip = self.recalled - (bank + carried + coefficients @ self.encodings)
         return Attribution(
             recalled=self.recalled,
@@ -242,41 +242,46 @@ class LayerRecording:
         return Replay(*(torch.stack(values) for values in zip(*steps, strict=True)))
 
     def _steps(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each token: the recalled memory `[H]`, the trace after it `[N, H]`, and whether the clip acted on it."""
+        """For each token: the recalled memory `[H]`, the trace after it `[N, H]`, which slots were clipped `[N]`."""
         eta, scale, clip = self.settings.hebbian_lr, self.settings.trace_scale, self.settings.trace_clip
-        trace, unclipped = self.carried_trace, torch.tensor(False)
+        trace, clipped = self.carried_trace, torch.zeros_like(self.open_slots[0])
         changing = self.plastic[:, None] & self.open_slots  # [T, N]
-        decay = 1 - eta * changing.to(trace)
+        keep = 1 - eta * changing.to(trace)
         for t in range(len(self)):
             if self.restart[t]:
-                trace = torch.zeros_like(trace)
+                trace = trace.masked_fill(self.open_slots[t, :, None], 0)
             recalled = self.recall[t] @ (self.bank + scale * trace)
-            written = decay[t, :, None] * trace + self.writes[t, :, None] * self.encodings[t]
-            trace, clipped = written, unclipped
+            trace = keep[t, :, None] * trace + self.writes[t, :, None] * self.encodings[t]
             if clip is not None:
-                trace = torch.where(changing[t, :, None], written.clamp(-clip, clip), written)
-                clipped = (trace != written).any()
+                inside = torch.where(changing[t, :, None], trace.clamp(-clip, clip), trace)
+                trace, clipped = inside, (inside != trace).any(-1)
             yield recalled, trace, clipped
 
-    def _before_any_clip(self) -> Tensor:
-        """Bool `[T]`: the trace that this token read has not been clipped since it was last cleared."""
+    def _exact(self) -> Tensor:
+        """Bool `[T]`: no slot that this token recalled has been clipped since it was last cleared."""
         clips_before = self.clipped.cumsum(0) - self.clipped.long()
-        clips_before_document = torch.where(self.restart, clips_before, 0).cummax(0).values
-        return clips_before == clips_before_document
+        when_cleared = torch.where(self._cleared, clips_before, 0).cummax(0).values
+        return ~(self.open_slots & (clips_before > when_cleared)).any(-1)
 
-    def _decay(self, decaying: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def _cleared(self) -> Tensor:
+        """Bool `[T, N]`: the slot was cleared before the token. Slots that are off keep their trace even then."""
+        return self.restart[:, None] & self.open_slots
+
+    def _decay(self, decaying: Tensor, cleared: Tensor) -> tuple[Tensor, Tensor]:
         """What is left, at each step, of every earlier write and of the carried-over trace.
 
         Args:
             decaying: bool `[T]`, the steps at which the trace decays.
+            cleared: bool `[T]`, the steps before which it was cleared.
 
         Returns:
-            `[T, T]`, zero unless the write came before the step with no restart in between; and `[T, 1]`.
+            `[T, T]`, zero unless the write came before the step and was not cleared since; and `[T, 1]`.
         """
         keep = 1 - self.settings.hebbian_lr
         after = decaying.cumsum(0)  # decaying steps up to and including t
         before = after - decaying.long()
-        document = self.restart.cumsum(0)
+        document = cleared.cumsum(0)
         seen = (document[:, None] == document).tril(-1)
         elapsed = (before[:, None] - after).clamp_min(0)
         decay = torch.where(seen, keep ** elapsed.to(self.recall), 0)
