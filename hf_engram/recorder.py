@@ -62,7 +62,7 @@ class Recorder:
         self.packets: list[Packet] = []
         self._backbone: EnnModel = model.base_model
         self._carried: list[Tensor | None] = []
-        self._last_traces: list[Tensor | None] | None = None  # None when the run has left no state to go on from
+        self._last_traces: list[Tensor | None] = []  # empty when the run has left no state to go on from
         self._handles: list[RemovableHandle] = []
         self._thread = 0
 
@@ -126,7 +126,7 @@ class Recorder:
         if threading.get_ident() != self._thread:
             return None
         kwargs = bound(backbone, args, kwargs)
-        self._check_mode(kwargs)
+        self._check_call(kwargs)
         traces = traces_of(kwargs.get("past_key_values"))
         if not self.packets:
             self._carried = traces or [None] * len(backbone.layers)
@@ -153,9 +153,12 @@ class Recorder:
                 slots=slots_by_layer(kwargs.get("slot_mask"), backbone.config),
             )
         )
-        self._last_traces = traces_of(kwargs.get("past_key_values") or outputs.past_key_values)
+        given = kwargs.get("past_key_values")
+        self._last_traces = traces_of(outputs.past_key_values if given is None else given)
 
-    def _check_mode(self, kwargs: dict[str, Any]) -> None:
+    def _check_call(self, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("return_dict", self._backbone.config.return_dict) is False:
+            raise ValueError("return_dict is False: outputs without names cannot be recorded; pass return_dict=True.")
         if self._backbone.training:
             raise ValueError("The model is in training mode, in which memories are noisy: call `model.eval()` first.")
         rows = len(kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"])
@@ -237,9 +240,8 @@ def token_texts(token_ids: Tensor | None, count: int, tokenizer: PreTrainedToken
 
 def bound(backbone: EnnModel, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call of the backbone by name."""
-    return (
-        {**dict(zip(inspect.signature(backbone.forward).parameters, args, strict=False)), **kwargs} if args else kwargs
-    )
+    names = inspect.signature(backbone.forward).parameters if args else ()
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def traces_of(past_key_values: Cache | None) -> list[Tensor | None]:

@@ -391,6 +391,12 @@ def test_training_mode_is_refused():
         record(tiny_model().train(), tokens(1, 4))
 
 
+def test_outputs_without_names_are_refused():
+    with pytest.raises(ValueError, match="return_dict"):
+        record(tiny_model(EnnModel), tokens(1, 4), return_dict=False)
+    assert isinstance(record(tiny_model(), tokens(1, 4), return_dict=False), list)
+
+
 def test_recorder_wants_a_model_of_this_package():
     with pytest.raises(TypeError, match="Linear"):
         Recorder(torch.nn.Linear(2, 2))
