@@ -1,7 +1,9 @@
 """Recordings as tables and figures."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 from helpers import close, tiny_model, tokens
 
 from hf_engram.traces import record
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -121,3 +125,14 @@ def test_missing_package_is_named_with_its_extra(recording, monkeypatch, missing
 def test_recording_needs_neither():
     code = "import sys, hf_engram.traces; assert not {'pandas', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_code_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    [code] = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/traces.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert "ProbabilityChange" in capsys.readouterr().out
+    assert matplotlib.image.imread("recording.png").std() > 0.1

@@ -1,6 +1,7 @@
 """Recordings say what the memory recalled and wrote, and where, exactly, every recalled memory came from."""
 
 import copy
+import re
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from helpers import ARCHITECTURES, close, left_padded, same, tiny_inputs, tiny_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from benchmarks.recording import main
 from hf_engram import EnnForImageClassification, EnnForSequenceClassification, EnnModel, as_new_sequence
 from hf_engram.ops_enn import memory_step
 from hf_engram.traces import Recorder, record
@@ -429,3 +431,9 @@ def test_shipped_checkpoint_is_attributed_exactly():
     close(sum_of_parts(parts), recalled_by_definition(layer), 1e-5)
     close(layer.trace(), output.past_key_values.layers[0].state.trace[0], 1e-5)
     assert parts.share.bank[0] == pytest.approx(1)
+
+
+def test_cost_of_recording_is_measured_by_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["recording", "--rounds", "2", "--new_tokens", "5"])
+    main()
+    assert re.search(r"time recorded / plain: \d+\.\d+ \(.*reading 10 tokens", capsys.readouterr().out, re.DOTALL)
