@@ -114,7 +114,7 @@ class Recorder:
                     plastic=run.plastic[valid],
                     written=run.plastic[valid] & run.writes[row, valid],
                     restart=run.restart[row, valid],
-                    open_slots=run.slots[index][valid],
+                    active_slots=run.slots[index][valid],
                     bank=bank,
                     carried_trace=torch.zeros_like(bank) if carried is None else carried[row].detach().to("cpu", dtype),
                     settings=cell.settings,
@@ -211,7 +211,7 @@ def join(packets: list[Packet]) -> Packet:
     layers = range(len(packets[0].recall))
     steps = [packet.recall[0].shape[1] for packet in packets]
 
-    def open_slots(layer: int) -> Tensor:
+    def active_slots(layer: int) -> Tensor:
         every = torch.ones(packets[0].recall[layer].shape[-1], dtype=torch.bool)
         given = (packet.slots[layer] for packet in packets)
         return torch.cat([(every if m is None else m.cpu()).expand(n, -1) for m, n in zip(given, steps, strict=True)])
@@ -225,7 +225,7 @@ def join(packets: list[Packet]) -> Packet:
         restart=masks("restart", False),
         writes=masks("writes", True),
         plastic=torch.cat([torch.full((n,), packet.plastic) for n, packet in zip(steps, packets, strict=True)]),
-        slots=[open_slots(layer) for layer in layers],
+        slots=[active_slots(layer) for layer in layers],
     )
 
 

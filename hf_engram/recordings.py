@@ -124,7 +124,7 @@ class LayerRecording:
         plastic: bool `[T]`; `False` where plasticity was frozen: the trace neither decayed nor was written.
         written: bool `[T]`; `False` where the token wrote nothing.
         restart: bool `[T]`; `True` where the memory was cleared before the token.
-        open_slots: bool `[T, N]`; `False` for slots that were switched off.
+        active_slots: bool `[T, N]`; `False` for slots that were switched off.
         bank: the learned slots `[N, H]`.
         carried_trace: the trace before the first token `[N, H]`.
         settings: the cell's constants.
@@ -137,7 +137,7 @@ class LayerRecording:
     plastic: Tensor
     written: Tensor
     restart: Tensor
-    open_slots: Tensor
+    active_slots: Tensor
     bank: Tensor
     carried_trace: Tensor
     settings: CellSettings
@@ -148,7 +148,7 @@ class LayerRecording:
     @cached_property
     def writes(self) -> Tensor:
         """How much of its encoding each token added to each slot `[T, N]`: `hebbian_lr · recall`, 0 if not written."""
-        return self.settings.hebbian_lr * self.recall * (self.written[:, None] & self.open_slots)
+        return self.settings.hebbian_lr * self.recall * (self.written[:, None] & self.active_slots)
 
     @property
     def recalled(self) -> Tensor:
@@ -183,7 +183,7 @@ class LayerRecording:
         coefficients = recall.new_zeros(len(self), len(self))
         carry = torch.empty_like(recall)
         # Slots that were always on and off together decay alike: one decay matrix for each such group.
-        patterns, group_of_slot = self.open_slots.unique(dim=1, return_inverse=True)
+        patterns, group_of_slot = self.active_slots.unique(dim=1, return_inverse=True)
         for group, pattern in enumerate(patterns.T):
             slots = group_of_slot == group
             decay, carry[:, slots] = self._decay(self.plastic & pattern, self.restart & pattern)
@@ -244,12 +244,12 @@ class LayerRecording:
     def _steps(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """For each token: the recalled memory `[H]`, the trace after it `[N, H]`, which slots were clipped `[N]`."""
         eta, scale, clip = self.settings.hebbian_lr, self.settings.trace_scale, self.settings.trace_clip
-        trace, clipped = self.carried_trace, torch.zeros_like(self.open_slots[0])
-        changing = self.plastic[:, None] & self.open_slots  # [T, N]
+        trace, clipped = self.carried_trace, torch.zeros_like(self.active_slots[0])
+        changing = self.plastic[:, None] & self.active_slots  # [T, N]
         keep = 1 - eta * changing.to(trace)
         for t in range(len(self)):
             if self.restart[t]:
-                trace = trace.masked_fill(self.open_slots[t, :, None], 0)
+                trace = trace.masked_fill(self.active_slots[t, :, None], 0)
             recalled = self.recall[t] @ (self.bank + scale * trace)
             trace = keep[t, :, None] * trace + self.writes[t, :, None] * self.encodings[t]
             if clip is not None:
@@ -261,12 +261,12 @@ class LayerRecording:
         """Bool `[T]`: no slot that this token recalled has been clipped since it was last cleared."""
         clips_before = self.clipped.cumsum(0) - self.clipped.long()
         when_cleared = torch.where(self._cleared, clips_before, 0).cummax(0).values
-        return ~(self.open_slots & (clips_before > when_cleared)).any(-1)
+        return ~(self.active_slots & (clips_before > when_cleared)).any(-1)
 
     @property
     def _cleared(self) -> Tensor:
         """Bool `[T, N]`: the slot was cleared before the token. Slots that are off keep their trace even then."""
-        return self.restart[:, None] & self.open_slots
+        return self.restart[:, None] & self.active_slots
 
     def _decay(self, decaying: Tensor, cleared: Tensor) -> tuple[Tensor, Tensor]:
         """What is left, at each step, of every earlier write and of the carried-over trace.

@@ -217,7 +217,7 @@ def test_any_mixture_of_interventions_is_attributed(architecture):
             assert silent.any()
             assert not layer.writes[silent].any()
             assert not layer.attribution.coefficients[:, silent].any()
-            assert not layer.attribution.coefficients[29:, :29][:, layer.open_slots[:29].all(1)].any()
+            assert not layer.attribution.coefficients[29:, :29][:, layer.active_slots[:29].all(1)].any()
 
 
 def traces_in(past_key_values):
@@ -436,4 +436,4 @@ def test_shipped_checkpoint_is_attributed_exactly():
 def test_cost_of_recording_is_measured_by_a_command(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["recording", "--rounds", "2", "--new_tokens", "5"])
     main()
-    assert re.search(r"time recorded / plain: \d+\.\d+ \(.*reading 10 tokens", capsys.readouterr().out, re.DOTALL)
+    assert re.search(r"time recorded / plain: \d+\.\d+ \(.*reading 15 tokens", capsys.readouterr().out, re.DOTALL)
