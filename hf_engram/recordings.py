@@ -1,12 +1,4 @@
-"""What a memory did while a sequence was read, and where every recalled memory came from.
-
-The recall of a step is linear in what the bank holds and in what was written before (η rate, s scale of the trace,
-λ = 1 - η, d decaying steps in between):
-
-    m_t = a_t M + s λ^d a_t A_0 + Σ_{r<t} R[t,r] z_r,    R[t,r] = s η λ^d (a_t · a_r)
-
-so that R says, exactly, how strongly the write of token r speaks in what token t recalls. An active clip breaks the
-linearity; what it changed is kept apart, in a part of its own.
+"""What a memory did while a sequence was read.
 
 Letters in shapes: T tokens (padding left out), N memory slots, H hidden width.
 """
@@ -20,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attribution import Attribution, Parts
 from .ops_enn import CellSettings
 
 if TYPE_CHECKING:
@@ -31,76 +24,6 @@ WHOLE_PARTS = ("bank", "carried", "clip")
 TABLES = ("attribution", "slots")
 
 
-class Parts(NamedTuple):
-    """One number for every part of every recalled memory."""
-
-    bank: Tensor  # [T], the learned slots
-    carried: Tensor  # [T], the memory that was there before the first recorded token
-    tokens: Tensor  # [T, T], what the token of the column wrote; zero unless it came before the token of the row
-    clip: Tensor  # [T], what clipping the trace changed; zero where the attribution is exact
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Where each recalled memory came from: `recalled = bank + carried + coefficients @ encodings + clip`.
-
-    Attributes:
-        recalled: the memory that each token recalled `[T, H]`.
-        bank: its part from the learned slots `[T, H]`.
-        carried: its part from the memory that was there before the first recorded token `[T, H]`.
-        coefficients: R, the weight of what token r wrote in what token t recalled `[T, T]`.
-        encodings: what each token wrote, `[T, H]`.
-        clip: what clipping changed `[T, H]`; zero where `exact`.
-        exact: bool `[T]`; `False` from the first recall that reads an entry which the clip has changed, until the
-            memory is cleared. There, the coefficients are those of a memory without a clip.
-    """
-
-    recalled: Tensor
-    bank: Tensor
-    carried: Tensor
-    coefficients: Tensor
-    encodings: Tensor
-    clip: Tensor
-    exact: Tensor
-
-    @cached_property
-    def first_inexact(self) -> int | None:
-        """The first token whose recall is not fully attributed; `None` when all are exact."""
-        inexact = (~self.exact).nonzero()
-        return int(inexact[0]) if len(inexact) else None
-
-    @cached_property
-    def share(self) -> Parts:
-        """Length of each part, divided by the length of the recalled memory. Zero where nothing was recalled.
-
-        Parts may point in different directions, so shares do not sum to 1; contributions do.
-        """
-        length = self.recalled.norm(dim=-1)
-        scale = torch.where(length > 0, 1 / length, 0)
-        return Parts(
-            bank=self.bank.norm(dim=-1) * scale,
-            carried=self.carried.norm(dim=-1) * scale,
-            tokens=self.coefficients.abs() * self.encodings.norm(dim=-1) * scale[:, None],
-            clip=self.clip.norm(dim=-1) * scale,
-        )
-
-    @cached_property
-    def contribution(self) -> Parts:
-        """Each part projected on the recalled memory: `part · recalled / |recalled|²`.
-
-        Negative where a part speaks against what was recalled. The contributions to a token sum to 1 (to 0 where
-        nothing was recalled).
-        """
-        squared = self.recalled.square().sum(-1, keepdim=True)
-        direction = torch.where(squared > 0, self.recalled / squared, 0)
-        return Parts(
-            bank=(self.bank * direction).sum(-1),
-            carried=(self.carried * direction).sum(-1),
-            tokens=self.coefficients * (direction @ self.encodings.T),
-            clip=(self.clip * direction).sum(-1),
-        )
-
-
 class Replay(NamedTuple):
     """The memory once more, step by step."""
 
@@ -109,7 +32,7 @@ class Replay(NamedTuple):
     clipped: Tensor  # bool [T, N]; the clip acted on this slot when the token wrote
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerRecording:
     """One layer's memory while one sequence was read.
 
@@ -145,6 +68,10 @@ class LayerRecording:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        slots, width = self.bank.shape
+        return f"LayerRecording(layer={self.layer}, tokens={len(self)}, slots={slots}, width={width})"
+
     @cached_property
     def writes(self) -> Tensor:
         """How much of its encoding each token added to each slot `[T, N]`: `hebbian_lr · recall`, 0 if not written."""
@@ -178,7 +105,7 @@ class LayerRecording:
 
     @cached_property
     def attribution(self) -> Attribution:
-        """Where each recalled memory came from; takes O(T²) memory."""
+        """Where each recalled memory came from (`hf_engram.attribution`); takes O(T²) memory."""
         settings, recall = self.settings, self.recall
         coefficients = recall.new_zeros(len(self), len(self))
         carry = torch.empty_like(recall)
@@ -324,7 +251,7 @@ class LayerRecording:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recording:
     """What the memories of all layers did while one sequence was read.
 
@@ -340,6 +267,9 @@ class Recording:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"Recording(tokens={len(self)}, layers={len(self.layers)})"
 
     def to_pandas(self, table: str = "attribution") -> "pd.DataFrame":
         """The tables of all layers ([`LayerRecording.to_pandas`]) below each other, with a first column `layer`."""
