@@ -16,6 +16,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,15 @@ from huggingface_hub import CommitInfo, HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, RepositoryNotFoundError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
-from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch import Tensor
+from transformers import (
+    AutoTokenizer,
+    PreTrainedModel,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from .configuration_enn import EnnConfig
 from .hub_folder import (
@@ -35,7 +44,8 @@ from .hub_folder import (
     find_problems,
     finish_configs,
 )
-from .model_card import RUN_FILES, DataSource, TrainingRun, name_in_card, write_card
+from .model_card import RUN_FILES, DataSource, TrainingRun, draw_trace, name_in_card, write_card
+from .modeling_enn import EnnModel
 
 __all__ = [
     "DataSource",
@@ -62,6 +72,7 @@ def save_for_hub(
     folder: str | Path,
     processing_class: Any = None,
     run: TrainingRun | None = None,
+    example: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write everything that a repository on the Hub needs: weights, configs, code, tokenizer or image processor, card.
 
@@ -73,6 +84,8 @@ def save_for_hub(
         folder: where to write; made if it does not exist.
         processing_class: the tokenizer (for models with a vocabulary) or the image processor (for images).
         run: what the card tells about the training. Without it, run.json in `folder` if there is one.
+        example: inputs of the model, such as `tokenizer(text, return_tensors="pt")`, whose memory is drawn for the card
+            (needs matplotlib). Without it, trace.png in `folder` if there is one.
 
     Returns:
         `folder`.
@@ -103,6 +116,8 @@ def save_for_hub(
                 shutil.copyfile(path, stage / path.name)
             if run is not None:
                 run.save(stage)
+            if example is not None:
+                draw_trace(model, example, stage, processing_class)
             write_card(stage, name=folder.resolve().name)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{folder} could not be written, and is as it was: {error}") from error
@@ -224,6 +239,14 @@ class RemoteCodeCallback(TrainerCallback):
             copy_code(Path(args.output_dir))
 
 
+def describe_folder(folder: Path, example: str | None = None) -> None:
+    """Write the card of a folder anew; with an example text, draw what a language model's memory does with it."""
+    if example is not None:
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), EnnModel.from_pretrained(folder)
+        draw_trace(model, tokenizer(example, return_tensors="pt"), folder, tokenizer)
+    write_card(folder)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Check, describe or push a folder."""
     parser = argparse.ArgumentParser("python -m hf_engram.hub", description="Folders of models, ready for the Hub.")
@@ -235,12 +258,14 @@ def main(argv: list[str] | None = None) -> None:
     ):
         command = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         command.add_argument("folder", type=Path, help="what save_for_hub, or a training run, wrote")
+        if name == "card":
+            command.add_argument("--example", help="a text whose memory is drawn for the card")
         if name == "push":
             command.add_argument("repo_id", help="user/name on the Hub")
             command.add_argument("--private", action="store_true", default=None, help="make a new repository private")
             command.add_argument("--revision", help="branch to commit to (default: main)")
     arguments = vars(parser.parse_args(argv))
-    actions = {"check": check_folder, "card": write_card, "push": push_to_hub}
+    actions = {"check": check_folder, "card": describe_folder, "push": push_to_hub}
     command, folder = arguments.pop("command"), arguments["folder"]
     try:
         done = actions[command](**arguments)

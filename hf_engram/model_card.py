@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import metadata, resources
 from pathlib import Path
@@ -13,11 +14,13 @@ import jinja2
 import torch
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from safetensors import safe_open
-from transformers import TrainingArguments
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
 from .configuration_enn import EnnConfig
 
-RUN_FILES = ("run.json", "all_results.json", "trainer_state.json", "trace.png")
+PICTURE = "trace.png"
+RUN_FILES = ("run.json", "all_results.json", "trainer_state.json", PICTURE)
 TASKS = {
     "EnnForCausalLM": ("text-generation", "AutoModelForCausalLM"),
     "EnnForSequenceClassification": ("text-classification", "AutoModelForSequenceClassification"),
@@ -176,7 +179,7 @@ def write_card(folder: str | Path, name: str | None = None) -> None:
             results=results,
             scores=scores,
             progress=read_progress(folder),
-            has_picture=(folder / "trace.png").is_file(),
+            picture=PICTURE if (folder / PICTURE).is_file() else None,
         )
     )
     (folder / "README.md").write_text(str(card).strip() + "\n", encoding="utf-8")
@@ -278,6 +281,28 @@ def format_number(value: Any) -> str:
     if isinstance(value, float) and abs(value) < 1e4:
         return f"{value:,.4g}"
     return f"{round(value):,}"
+
+
+def draw_trace(
+    model: PreTrainedModel, example: Mapping[str, Tensor], folder: Path, processing_class: Any = None
+) -> None:
+    """Draw what the first layer's memory does while `model` reads the first row of `example`, for the card.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
+    # Recordings and figures are optional: a card does without them.
+    from .plots import plot_layer
+    from .traces import record
+
+    training = model.training
+    inputs = {name: value[:1].to(model.device) for name, value in example.items()}
+    tokenizer = processing_class if isinstance(processing_class, PreTrainedTokenizerBase) else None
+    try:
+        [recording] = record(model.eval(), tokenizer=tokenizer, **inputs)
+    finally:
+        model.train(training)
+    plot_layer(recording.layers[0]).savefig(folder / PICTURE, dpi=80)
 
 
 def name_in_card(folder: Path, repo_id: str) -> None:

@@ -172,6 +172,26 @@ def test_card_says_how_far_rows_see_each_other(folder):
     assert "Rows of a batch write into each other's traces" in (folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("model_class", [EnnForCausalLM, EnnForImageClassification])
+def test_card_shows_what_the_memory_did_with_an_example(tmp_path, model_class):
+    model = tiny_model(
+        model_class, dtype=torch.float32, **({"vocab_size": 4096} if model_class is EnnForCausalLM else {})
+    )
+    if model_class is EnnForCausalLM:
+        processor = AutoTokenizer.from_pretrained(BOOKS)
+        example = processor("It was the best of times", return_tensors="pt")
+    else:
+        processor = EnnImageProcessor(num_channels=3, size={"height": 8, "width": 8})
+        example = processor(Image.new("RGB", (20, 30)), return_tensors="pt")
+    save_for_hub(model.train(), tmp_path, processor, example=example)
+    assert model.training
+    assert "](trace.png)" in (tmp_path / "README.md").read_text()
+    with Image.open(tmp_path / "trace.png") as picture:
+        assert min(picture.size) > 200
+    save_for_hub(model, tmp_path, processor)
+    assert "](trace.png)" in (tmp_path / "README.md").read_text()
+
+
 def test_unknown_fields_of_a_run_are_named(folder):
     (folder / "run.json").write_text(json.dumps({"licence": "mit"}))
     with pytest.raises(ValueError, match=r"run.json has the unknown fields \['licence'\]; allowed: \['name', "):

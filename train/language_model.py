@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from transformers import (
     AutoTokenizer,
@@ -114,6 +115,7 @@ class LanguageTrainingArguments(TrainingArguments):
     )
 
 
+EXAMPLE_TOKENS = 48  # of the validation text, whose memory is drawn for the model card
 ARGUMENT_GROUPS = (ModelArguments, DataArguments, LanguageTrainingArguments)
 
 
@@ -278,7 +280,9 @@ def run(
     trainer.save_state()
     output = Path(training_args.output_dir)
     if trainer.is_world_process_zero():
-        save_for_hub(trainer.model, output, trainer.processing_class, describe(data_args, training_args, command))
+        example = {"input_ids": torch.from_numpy(texts["validation"].text.tokens[None, :EXAMPLE_TOKENS]).long()}
+        description = describe(data_args, training_args, command)
+        save_for_hub(trainer.model, output, trainer.processing_class, description, example)
 
     for split, text in texts.items():
         metrics |= trainer.evaluate(text, metric_key_prefix=split)
