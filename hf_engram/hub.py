@@ -124,9 +124,10 @@ def save_for_hub(
         problems = find_problems(stage)
         if problems:
             raise FolderError(folder, problems)
-        for path in folder.iterdir():
-            if path.name.endswith((".safetensors", ".safetensors.index.json")) and path.name.startswith("model"):
-                path.unlink()  # shards of an earlier save would be loaded in place of the new weights
+        for pattern in ("model*.safetensors", "model.safetensors.index.json", "*_enn.py"):
+            for path in folder.glob(pattern):
+                if not (stage / path.name).is_file():
+                    path.unlink()  # of an earlier save; old weights would be loaded in place of the new ones
         for path in stage.iterdir():
             path.replace(folder / path.name)
     return folder
@@ -269,7 +270,7 @@ def main(argv: list[str] | None = None) -> None:
     command, folder = arguments.pop("command"), arguments["folder"]
     try:
         done = actions[command](**arguments)
-    except (FolderError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         sys.exit(str(error))
     message = {"check": f"{folder} opens everywhere", "card": f"{folder / 'README.md'} written"}
     print(message.get(command) or f"{done.commit_url}")

@@ -153,12 +153,14 @@ def write_card(folder: str | Path, name: str | None = None) -> None:
 
     Raises:
         FileNotFoundError: there is no config.json, or no weights.
-        ValueError: run.json has unknown fields, or the card's metadata are not valid.
+        ValueError: it is not a model of this package, or run.json has unknown fields.
     """
     folder = Path(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     run, results = TrainingRun.load(folder), read_results(folder)
-    architecture = config["architectures"][0]
+    [architecture] = config.get("architectures") or ["model of an unknown class"]
+    if architecture not in TASKS:
+        raise ValueError(f"{folder} holds a {architecture}; allowed: {', '.join(TASKS)}.")
     task, auto_class = TASKS[architecture]
     name = run.name or name or folder.resolve().name
     scores = find_scores(results)

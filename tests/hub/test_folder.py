@@ -184,6 +184,8 @@ def test_commands_check_and_describe_a_folder(folder, capsys):
     (folder / "README.md").unlink()
     with pytest.raises(SystemExit, match=r"README.md, the card, is missing"):
         main(["check", str(folder)])
+    with pytest.raises(SystemExit, match="No such file or directory"):
+        main(["card", str(folder / "nothing")])
     main(["card", str(folder)])
     main(["check", str(folder)])
     assert capsys.readouterr().out.splitlines() == [f"{folder}/README.md written", f"{folder} opens everywhere"]
