@@ -122,6 +122,7 @@ def test_code_block(code, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_sharing(fresh_python, hub, tmp_path):
     """Push and load as the README does; then its commands, on the folder that the first block has written."""
     shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")

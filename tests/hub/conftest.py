@@ -1,7 +1,7 @@
 """Models on the stand-in Hub, pushed and opened by fresh processes, and what they answered."""
 
 import pytest
-from hub_scripts import ANSWER, MAKE, OPEN
+from hub_scripts import ANSWER, MAKE, OPEN, WITHOUT_CHECK
 from hub_stand_in import FreshPython
 
 
@@ -9,17 +9,19 @@ from hub_stand_in import FreshPython
 def published(hub, installed_package, tmp_path_factory):
     """Repositories made with the package: what was pushed, and the answers of the models that were pushed."""
     fresh_python = FreshPython(hub, tmp_path_factory.mktemp("published"), installed_package)
-    code = """
+    checked = """
     from huggingface_hub import HfApi
 
     model, wider, images = make_model(), make_model(seed=1, hidden_size=24), make_image_model()
     save_for_hub(model, "text", make_tokenizer())
     oid = push_to_hub("text", "user/tiny-text.v1").oid
     HfApi().create_tag("user/tiny-text.v1", tag="first", revision=oid)
-    save_for_hub(wider, "text", make_tokenizer())
-    push_to_hub("text", "user/tiny-text.v1", revision="wider", commit_message="Wider")
     save_for_hub(images, "images", hf_engram.EnnImageProcessor(num_channels=3, size={"height": 8, "width": 8}))
     push_to_hub("images", "user/tiny-images", private=True)
+    """
+    unchecked = """
+    save_for_hub(wider, "text", make_tokenizer())
+    push_to_hub("text", "user/tiny-text.v1", revision="wider", commit_message="Wider")
     result = {
         "text": "user/tiny-text.v1",
         "commit": oid,
@@ -28,7 +30,7 @@ def published(hub, installed_package, tmp_path_factory):
         "backbone": answer(model.model),
     }
     """
-    return fresh_python(ANSWER, MAKE, code, package=True)
+    return fresh_python(ANSWER, MAKE, checked, WITHOUT_CHECK, unchecked, package=True)
 
 
 @pytest.fixture(scope="session")

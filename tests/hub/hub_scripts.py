@@ -40,6 +40,11 @@ def make_image_model():
     return make_model(model_class=hf_engram.EnnForImageClassification, **images)
 """
 
+# The check before a push is tested in test_folder.py and by the first pushes of conftest.py; it takes seconds.
+WITHOUT_CHECK = """
+hf_engram.hub.check_folder = lambda folder: None
+"""
+
 OPEN = """
 from transformers import (
     AutoConfig,

@@ -159,6 +159,7 @@ def test_other_models_are_refused(tmp_path, model):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
@@ -180,6 +181,7 @@ def test_folder_is_opened_with_its_own_code(folder, old, new, message):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_commands_check_and_describe_a_folder(folder, capsys):
     (folder / "README.md").unlink()
     with pytest.raises(SystemExit, match=r"README.md, the card, is missing"):

@@ -5,7 +5,7 @@ import json
 import pytest
 from hub_scripts import ANSWER
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_code_comes_from_the_repository(opened):

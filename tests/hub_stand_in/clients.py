@@ -82,7 +82,7 @@ class FreshPython:
 
     def __call__(self, *code: str, **kwargs: Any) -> Any:
         """Run `code`, which finds the keyword arguments in `given` and leaves its answer (JSON) in `result`."""
-        done = subprocess.run(**self.command(*code, **kwargs), capture_output=True, text=True, timeout=240)
+        done = subprocess.run(**self.command(*code, **kwargs), capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout + done.stderr
         answers = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
         return json.loads(answers[-1]) if answers else None
