@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from helpers import same, tiny_model
+from hub_scripts import ANSWER, MAKE
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, Trainer, TrainingArguments
 
 from hf_engram import EnnForCausalLM, EnnForImageClassification, EnnForSequenceClassification, EnnImageProcessor
@@ -172,12 +173,46 @@ def test_other_models_are_refused(tmp_path, model):
     ],
     ids=["other_code", "broken_code"],
 )
-def test_folder_is_opened_with_its_own_code(folder, old, new, message):
+def test_folder_is_opened_with_its_own_code(folder, monkeypatch, old, new, message):
+    monkeypatch.setenv("HF_ENGRAM_SCAN", "chunkwise")  # the clean process would compile loops, which takes a while
     code = (folder / "modeling_enn.py").read_text()
     assert old in code
     (folder / "modeling_enn.py").write_text(code.replace(old, new))
     with pytest.raises(FolderError, match=rf"(?s){message}"):
         check_folder(folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_other_copies_of_the_code_in_a_process_leave_a_model_its_own(fresh_python):
+    """Each repository on the Hub brings a copy: here one whose operators and cache layers would not do."""
+    answers = fresh_python(
+        ANSWER,
+        MAKE,
+        """
+        from pathlib import Path
+        import shutil
+        import sys
+
+        sys.path.append(".")
+        copy = Path(shutil.copytree(Path(hf_engram.__file__).parent, "other_copy"))
+        (copy / "__init__.py").write_text("")
+        memory = (copy / "memory_enn.py").read_text()
+        call = "run_over_rows(forward_rows"
+        assert call in memory
+        (copy / "memory_enn.py").write_text(memory.replace(call, "raise RuntimeError('other code') or (forward_rows"))
+
+        model = make_model(hidden_size=8, num_hidden_layers=1)
+        before = answer(model)
+        import other_copy.modeling_enn
+        after = answer(model)
+        written = model.generate(torch.arange(9)[None], max_new_tokens=3, pad_token_id=0)
+        result = {"same": after == before, "written": written.shape[1] - 9}
+        """,
+        package=True,
+        variables={"HF_ENGRAM_SCAN": "auto"},
+    )
+    assert answers == {"same": True, "written": 3}
 
 
 @pytest.mark.slow

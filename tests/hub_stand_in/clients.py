@@ -74,6 +74,7 @@ class FreshPython:
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
             "DISABLE_SAFETENSORS_CONVERSION": "1",
             "OMP_NUM_THREADS": "1",
+            "HF_ENGRAM_SCAN": "chunkwise",  # with empty caches, compiling the loops would take longer than all the rest
             "PYTHONPATH": str(self.package) if package else "",
             **(variables or {}),
         }
