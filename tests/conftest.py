@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from hub_stand_in import FreshPython, StandInHub
@@ -41,6 +42,15 @@ def hub():
     hub = StandInHub()
     yield hub
     hub.close()
+
+
+@pytest.fixture
+def hub_api(hub, monkeypatch):
+    """The client of huggingface_hub in this process, which may be set to be offline, for the Hub on this machine."""
+    settings = {"HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True, "HF_HUB_DISABLE_TELEMETRY": True}
+    for name, value in settings.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    return huggingface_hub.HfApi(endpoint=hub.url, token=hub.token)
 
 
 @pytest.fixture(scope="session")
