@@ -9,6 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from .configuration_enn import EnnConfig
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, state_dtype
 from .scan_enn import enn_scan, selected_scan
+from .wrapped_enn import weight_and_bias
 
 
 class EnnCell(nn.Module):
@@ -40,18 +41,15 @@ class EnnCell(nn.Module):
 
     def weights(self) -> CellWeights:
         """The parameters as `ops_enn` takes them."""
-        norms = [None if n is None else (n.weight, n.bias) for n in (self.encoder_norm, self.output_norm)]
+        norms = [None if norm is None else weight_and_bias(norm) for norm in (self.encoder_norm, self.output_norm)]
         return CellWeights(
-            self.encoder.weight,
-            self.encoder.bias,
+            *weight_and_bias(self.encoder),
             norms[0],
             self.memory_bank,
-            self.integrator.weight,
-            self.integrator.bias,
-            self.output.weight,
-            self.output.bias,
+            *weight_and_bias(self.integrator),
+            *weight_and_bias(self.output),
             norms[1],
-            None if self.gate is None else (self.gate.weight, self.gate.bias),
+            None if self.gate is None else weight_and_bias(self.gate),
         )
 
     def initial_state(self, x: Tensor) -> CellState:
