@@ -55,8 +55,8 @@ class EnnCell(nn.Module):
     def initial_state(self, x: Tensor) -> CellState:
         """State before the first step of `x` `[B, T, I]`: zero, or random in training if the config asks for it."""
         slots, width = self.memory_bank.shape
-        hidden = x.new_zeros(len(x), width)
-        trace = x.new_zeros(len(x), slots, width, dtype=state_dtype(x.dtype))
+        hidden = x.new_zeros(x.shape[0], width)
+        trace = x.new_zeros(x.shape[0], slots, width, dtype=state_dtype(x.dtype))
         if self.training and self.initial_state_std > 0:
             hidden = hidden.normal_(std=self.initial_state_std)
             # One draw for all rows when they share their trace.
@@ -183,7 +183,7 @@ class Pooling(nn.Module):
             weights = valid / valid.sum(1, keepdim=True).clamp_min(1)
         else:
             last = hidden_states.shape[1] - 1 - valid.flip(1).int().argmax(1)
-            return hidden_states[torch.arange(len(hidden_states), device=last.device), last]
+            return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
         return torch.einsum("bt,bth->bh", weights.to(hidden_states.dtype), hidden_states)
 
     def extra_repr(self) -> str:
