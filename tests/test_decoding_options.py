@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import left_padded, same, tiny_model, tokens
+from helpers import BOOKS, left_padded, same, tiny_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, WatermarkDetector, WatermarkingConfig
 
 OPTIONS = {
@@ -74,8 +74,7 @@ def test_watermark_is_found():
 
 @pytest.fixture(scope="module")
 def books():
-    folder = "model_cards/enn-books"
-    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    return AutoModelForCausalLM.from_pretrained(BOOKS), AutoTokenizer.from_pretrained(BOOKS)
 
 
 def test_generation_ends_with_a_string(books):

@@ -5,12 +5,11 @@ from itertools import pairwise
 import pytest
 import torch
 from datasets import Dataset
-from helpers import close, same
+from helpers import BOOKS, close, same
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
 
-BOOKS = "model_cards/enn-books"
 TEXTS = ["the cell writes a trace. " * repeats for repeats in range(1, 13)]
 
 pytestmark = pytest.mark.slow
