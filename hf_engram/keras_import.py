@@ -34,9 +34,7 @@ from .modeling_enn import EnnPreTrainedModel
 try:
     import h5py
 except ImportError as error:
-    raise ImportError(
-        'Keras files are read with h5py, which is not installed: pip install "hf-engram[keras]".'
-    ) from error
+    raise ImportError("hf_engram.keras_import needs h5py: pip install h5py.") from error
 
 MODEL_CLASSES = {c.__name__: c for c in (EnnForImageClassification, EnnForSequenceClassification, EnnModel)}
 # Arrays of a cell, below its group in the HDF5 file, and our names for them, below `layers.0.cell`.

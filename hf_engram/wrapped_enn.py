@@ -12,10 +12,14 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of a linear layer or layer normalisation, as its own forward pass would use them.
 
     Raises:
-        NotImplementedError: the layer carries adapters of PEFT other than plain LoRA.
+        NotImplementedError: the layer carries adapters of PEFT other than plain LoRA, or one of its own for each row.
     """
-    if not hasattr(layer, "base_layer"):
+    if "base_layer" not in layer._modules:  # as fast as it can be: this runs at every token of `generate`
         return _fetch(layer)
+    if layer._forward_pre_hooks:  # how PEFT hands `adapter_names` to its layers
+        raise NotImplementedError(
+            "`adapter_names`, an adapter for each row, does not reach layers inside an engram cell."
+        )
     if layer.disable_adapters and layer.merged:
         layer.unmerge()  # as the layer itself would
     weight, bias = weight_and_bias(layer.base_layer)
@@ -28,7 +32,7 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _fetch(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    hook = getattr(layer, "_hf_hook", None)
+    hook = vars(layer).get("_hf_hook")
     if hook is None:
         return layer.weight, layer.bias
     hook.pre_forward(layer)

@@ -1,5 +1,6 @@
 """Files that the original Keras package wrote become models with the outputs that it recorded."""
 
+import importlib
 import io
 import json
 import os
@@ -287,6 +288,13 @@ def test_images_are_read_as_the_input_shape_says(tmp_path, shape, fields, expect
 def test_sequences_that_are_no_such_images_are_refused(tmp_path, shape, fields, message):
     with pytest.raises(ValueError, match=message):
         load_keras(reading(tmp_path, *shape), **fields)
+
+
+def test_without_h5py_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    monkeypatch.delitem(sys.modules, "hf_engram.keras_import")
+    with pytest.raises(ImportError, match="pip install h5py"):
+        importlib.import_module("hf_engram.keras_import")
 
 
 def command(monkeypatch, *arguments):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import close, same, tiny_model, tokens
-from peft import IA3Config, LoraConfig, PeftModel, get_peft_model
+from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 
 from hf_engram import EnnForImageClassification, EnnForSequenceClassification
 
@@ -159,6 +159,40 @@ def test_other_adapters_inside_a_cell_are_refused(config):
     with pytest.raises(NotImplementedError, match="of a layer inside an engram cell is not plain LoRA"):
         model(ids)
     model.merge_and_unload()(ids)
+
+
+def test_an_adapter_for_each_row_is_refused():
+    model = with_lora(tiny_model(), target_modules=["encoder"])
+    model.add_adapter("second", LoraConfig(r=2, target_modules=["encoder"]))
+    model.eval()
+    with pytest.raises(NotImplementedError, match="adapter_names"):
+        model(input_ids=tokens(2, 6), adapter_names=["default", "second"])
+
+
+def test_adapters_learn_the_same_under_activation_checkpointing():
+    ids, gradients = tokens(2, 20), []
+    for checkpointing in (False, True):
+        torch.manual_seed(1)
+        model = with_lora(tiny_model(num_hidden_layers=2), init_lora_weights=False, **EVERYTHING).train()
+        if checkpointing:
+            model.base_model.model.activation_checkpointing_enable()
+        model(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
+    close(gradients[1], gradients[0])
+
+
+def test_prompt_tuning():
+    prompt = PromptTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, num_layers=1, token_dim=16, num_attention_heads=1
+    )
+    model, ids = get_peft_model(tiny_model(), prompt), tokens(2, 20)
+    losses = train(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, ids)
+    assert losses[-1] < losses[0]
+    expected = prefix = ids[:, :5]
+    for _ in range(4):
+        logits = model(input_ids=expected, attention_mask=torch.ones_like(expected)).logits[:, -1]
+        expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], 1)
+    same(model.generate(input_ids=prefix, attention_mask=torch.ones_like(prefix), max_new_tokens=4), expected)
 
 
 def test_other_adapters_outside_the_cells_work():
