@@ -52,6 +52,11 @@ def test_lora_learns_and_merges_to_the_same_logits(architecture, targets):
     with model.disable_adapter():
         close(model(ids).logits, before)
     generated = model.generate(input_ids=ids[:, :5], max_new_tokens=8)
+    model.merge_adapter()
+    close(model(ids).logits, trained)
+    with model.disable_adapter():  # takes the merged weights out again
+        close(model(ids).logits, before)
+    close(model(ids).logits, trained)
     merged = model.merge_and_unload()
     close(merged(ids).logits, trained)
     same(merged.generate(ids[:, :5], max_new_tokens=8), generated)
