@@ -213,6 +213,9 @@ def find_config(file: KerasFile, places: dict[str, str], with_head: bool) -> dic
     Raises:
         ValueError: layers that we do not know, or in another order or use than expected.
     """
+    for place in (places["memory_bank"], places["encoder.weight"]):
+        if file.arrays[place].ndim != 2:
+            raise ValueError(f"{file.path!r}: {place} has shape {tuple(file.arrays[place].shape)}; expected: two axes.")
     slots, hidden = file.arrays[places["memory_bank"]].shape
     found: dict[str, Any] = {
         "vocab_size": None,

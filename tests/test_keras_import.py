@@ -168,6 +168,10 @@ LAYOUTS = {
         lambda file: replace(file, "layers/dense/vars/0", np.zeros((9, 3), np.float32)),
         r"layers/dense/vars/0 has shape \(9, 3\); expected: \(8, 3\)",
     ),
+    "flat_bank": (
+        lambda file: replace(file, "layers/engram/engram_cell/vars/0", np.zeros(40, np.float32)),
+        r"layers/engram/engram_cell/vars/0 has shape \(40,\); expected: two axes",
+    ),
     "integers": (
         lambda file: replace(file, "layers/dense/vars/1", np.zeros(3, np.int8)),
         "layers/dense/vars/1 is int8; expected: floating-point",
