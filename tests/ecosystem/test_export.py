@@ -51,3 +51,23 @@ def test_exported_step_reads_a_sequence_as_the_model_does(architecture, tmp_path
         same(logits, expected.logits)
         for index, layer in enumerate(past_key_values.layers):
             same((state[0][index], state[1][index]), tuple(layer.state))
+
+
+class Logits(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids):
+        return self.model(input_ids, use_cache=False).logits
+
+
+@pytest.mark.slow
+def test_exported_sequence_of_a_fixed_length():
+    model = tiny_model(dtype=torch.float32, **GATED)
+    with torch.no_grad():
+        sizes = ({0: torch.export.Dim("batch", min=1)},)
+        program = torch.export.export(Logits(model), (tokens(2, 40),), dynamic_shapes=sizes).module()
+    for rows in (1, 5):
+        ids = tokens(rows, 40)
+        same(program(ids), model(ids).logits)
