@@ -66,7 +66,7 @@ def trains_briefly(command, folder):
 
 
 def measures_briefly(command, folder):
-    assert "floor" in run(*command, "--works", "a", "--rounds", "2")
+    assert "floor" in run(*command, "--sections", "training", "--works", "a", "--rounds", "2")
 
 
 def imports(command, folder):
