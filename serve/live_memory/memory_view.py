@@ -18,21 +18,23 @@ IMAGE_SCRIPTS = (*SCRIPTS[:-1], "image.js", "pointer.js")
 COLORMAPS = {"sequential": "cividis", "diverging_light": "PuOr_r", "diverging_dark": "berlin"}
 
 
-def memory_view(loaded: LoadedModel, elem_id: str, unit: str = "token") -> gr.HTML:
+def memory_view(loaded: LoadedModel | None, reads: str, elem_id: str, unit: str = "token") -> gr.HTML:
     """The view of a model's memory, empty at first; its value is the last packet (see `packets`).
 
     Args:
+        loaded: `None` if a model is still to be chosen.
+        reads: "text" or "image".
         unit: what one step of the model reads, in the view's sentences.
     """
-    scripts = IMAGE_SCRIPTS if loaded.reads == "image" else SCRIPTS
+    scripts = IMAGE_SCRIPTS if reads == "image" else SCRIPTS
     return gr.HTML(
-        value=to_json(model_packet(loaded), number=0),
+        value="" if loaded is None else to_json(model_packet(loaded), number=0),
         html_template=(ASSETS / "memory_view.html").read_text("utf-8"),
         css_template=(ASSETS / "memory_view.css").read_text("utf-8"),
         js_on_load="\n".join((ASSETS / name).read_text("utf-8") for name in scripts),
         apply_default_css=False,
         elem_id=elem_id,
-        reads=loaded.reads,
+        reads=reads,
         unit=unit,
         colormaps={role: encode_colormap(name) for role, name in COLORMAPS.items()},
     )

@@ -5,8 +5,7 @@ from typing import Any
 import gradio as gr
 
 from .models import LoadedModel, ModelShelf
-from .packets import model_packet
-from .text_tab import AT_ONCE, PRIVATE, said
+from .text_tab import AT_ONCE, said
 from .visitors import Visitors
 
 REMOTE_CODE = "I trust the author: run the Python code that comes with this model"
@@ -15,29 +14,58 @@ REMOTE_CODE = "I trust the author: run the Python code that comes with this mode
 def add_model_chooser(
     visitors: Visitors,
     shelf: ModelShelf,
-    defaults: dict[str, LoadedModel],
-    text_view: gr.HTML,
-    image_view: gr.HTML | None,
+    views: dict[str, gr.HTML],
     tabs: gr.Tabs,
+    image_tab: gr.Tab,
 ) -> None:
-    """The line and the choice, with their events."""
-    line = gr.Markdown(model_line(defaults["text"]), elem_id="model_line")
+    """The line and the choice, with their events.
+
+    Args:
+        views: of each kind of model, by what it reads.
+        tabs: with a tab for each kind, whose id is what it reads.
+    """
+    line = gr.Markdown(model_line(shelf.own["text"]), elem_id="model_line")
     with gr.Accordion("Choose another model", open=False):
         with gr.Row(equal_height=True):
-            name = gr.Textbox(
-                label="Model", info="Id on the Hugging Face Hub (user/name), or a checkpoint folder", scale=3, max_lines=1
-            )
-            revision = gr.Textbox(label="Revision", info="Branch, tag or commit on the Hub", placeholder="main", max_lines=1)
-            load = gr.Button("Load", min_width=100)
+            name = gr.Textbox(label="Model", info="Id on the Hugging Face Hub, or a checkpoint folder", max_lines=1)
+            revision = gr.Textbox(label="Revision", info="Branch, tag or commit; empty for main", max_lines=1)
         trust = gr.Checkbox(
             label=REMOTE_CODE,
-            info=None if shelf.allow_remote_code else "Switched off on this server",
+            info=None if shelf.allow_remote_code else "Switched off on this server.",
             interactive=shelf.allow_remote_code,
         )
+        load = gr.Button("Load this model")
 
     def choose(name: str, revision: str, trust: bool, request: gr.Request) -> list[Any]:
         session = visitors.session(request)
         loaded = said(shelf.get, said(shelf.check, name, revision, trust))
-        packets = {reads: gr.skip() for reads in ("text", "image")}
-        packets[loaded.reads] = said(session.choose, loaded)
-        ...
+        packet = said(session.choose, loaded)
+        updates = {reads: packet if reads == loaded.reads else gr.skip() for reads in views}
+        is_image = loaded.reads == "image"
+        return [
+            model_line(loaded),
+            *updates.values(),
+            gr.Tabs(selected=loaded.reads),
+            gr.Tab(visible=True) if is_image else gr.skip(),
+        ]
+
+    gr.on(
+        [load.click, name.submit, revision.submit],
+        choose,
+        [name, revision, trust],
+        [line, *views.values(), tabs, image_tab],
+        api_visibility="private",
+        concurrency_limit=1,
+        show_progress_on=line,
+    )
+
+    def name_watched(event: gr.SelectData, request: gr.Request) -> str:
+        reads = ("text", "image")[event.index]
+        return model_line(said(shelf.watched, visitors.session(request).choices, reads))
+
+    tabs.select(name_watched, None, line, **AT_ONCE)
+
+
+def model_line(loaded: LoadedModel) -> str:
+    """Name and sizes of a model, in Markdown."""
+    return f"`{loaded.choice.name.replace('`', '')}`: {loaded.describe()}"

@@ -85,7 +85,9 @@ def load_model(choice: ModelChoice) -> LoadedModel:
             processor = AutoImageProcessor.from_pretrained(choice.name, **options)
             model_class, reads = AutoModelForImageClassification, "image"
         else:
-            raise ValueError(f"its architecture is {architecture!r}; this page shows language models and image classifiers.")
+            raise ValueError(
+                f"its architecture is {architecture!r}; this page shows language models and image classifiers."
+            )
         model = model_class.from_pretrained(choice.name, use_safetensors=True, **options).eval()
     except Exception as error:  # remote code may raise anything
         if "trust_remote_code" in str(error) and not choice.trust_remote_code:
@@ -97,25 +99,36 @@ def load_model(choice: ModelChoice) -> LoadedModel:
 
 
 class ModelShelf:
-    """Checkpoints that are loaded; the one unused for longest makes room for a new one.
+    """The page's own checkpoints, and others that are loaded; the one unused for longest makes room for a new one.
 
     Args:
-        capacity: how many.
+        own: what is watched at first, a model for texts at least; they stay.
+        capacity: how many others.
         folders: where visitors may load checkpoints from. Paths outside are refused.
         allow_remote_code: visitors may choose to run code that comes with a checkpoint.
     """
 
-    def __init__(self, capacity: int, folders: Sequence[Path] = (), allow_remote_code: bool = False) -> None:
+    def __init__(
+        self,
+        own: Sequence[LoadedModel],
+        capacity: int,
+        folders: Sequence[Path] = (),
+        allow_remote_code: bool = False,
+    ) -> None:
+        self.own = {loaded.reads: loaded for loaded in own}
         self.capacity = capacity
         self.folders = [folder.resolve() for folder in folders]
         self.allow_remote_code = allow_remote_code
         self._loaded: OrderedDict[ModelChoice, LoadedModel] = OrderedDict()
         self._lock = threading.Lock()
 
-    def add(self, loaded: LoadedModel) -> None:
-        """Put a model on the shelf."""
-        with self._lock:
-            self._put(loaded)
+    def watched(self, choices: dict[str, ModelChoice], reads: str) -> LoadedModel:
+        """The model that reads texts or images for a visitor: what they chose, or the page's own.
+
+        Raises:
+            ValueError: it cannot be loaded.
+        """
+        return self.get(choices[reads]) if reads in choices else self.own[reads]
 
     def get(self, choice: ModelChoice) -> LoadedModel:
         """The model of a choice that has been checked before.
@@ -123,13 +136,16 @@ class ModelShelf:
         Raises:
             ValueError: it cannot be loaded.
         """
+        for loaded in self.own.values():
+            if loaded.choice == choice:
+                return loaded
         with self._lock:  # two visitors who choose the same model load it once
-            if choice in self._loaded:
-                self._loaded.move_to_end(choice)
-                return self._loaded[choice]
-            loaded = load_model(choice)
-            self._put(loaded)
-            return loaded
+            if choice not in self._loaded:
+                self._loaded[choice] = load_model(choice)
+            self._loaded.move_to_end(choice)
+            while len(self._loaded) > self.capacity:
+                self._loaded.popitem(last=False)
+            return self._loaded[choice]
 
     def check(self, name: str, revision: str, trust_remote_code: bool) -> ModelChoice:
         """What a visitor typed, as a choice.
@@ -150,11 +166,7 @@ class ModelShelf:
         try:
             validate_repo_id(choice.name)
         except HFValidationError as error:
-            raise ValueError(f"{choice.name!r} is neither a model id (user/name) nor a checkpoint folder here.") from error
+            raise ValueError(
+                f"{choice.name!r} is neither a model id (user/name) nor a checkpoint folder here."
+            ) from error
         return choice
-
-    def _put(self, loaded: LoadedModel) -> None:
-        self._loaded[loaded.choice] = loaded
-        self._loaded.move_to_end(loaded.choice)
-        while len(self._loaded) > self.capacity:
-            self._loaded.popitem(last=False)

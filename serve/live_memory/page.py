@@ -1,6 +1,5 @@
 """The Gradio page: a tab for texts, one for images, and the choice of the model above them."""
 
-from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -9,29 +8,22 @@ from .api import add_api
 from .image_tab import add_image_tab
 from .limits import Limits
 from .model_chooser import add_model_chooser
-from .models import LoadedModel, ModelShelf
+from .models import ModelShelf
 from .text_tab import add_text_tab
 from .theme import CSS, THEME
 from .visitors import Visitors
 
 
-def open_page(
-    shelf: ModelShelf,
-    text_model: LoadedModel,
-    image_model: LoadedModel | None = None,
-    limits: Limits | None = None,
-    **launch_options: Any,
-) -> gr.Blocks:
+def open_page(shelf: ModelShelf, limits: Limits | None = None, **launch_options: Any) -> gr.Blocks:
     """Build the page and serve it.
 
     Args:
-        shelf: where other checkpoints are loaded.
-        text_model: what texts are written by at first.
-        image_model: what images are read by at first; without one, the tab for images is hidden until one is chosen.
+        shelf: the models that are watched at first, and where others are loaded. Without a model for images, their
+            tab is hidden until one is chosen.
         launch_options: further arguments of `gr.Blocks.launch`.
     """
     limits = limits or Limits()
-    page = build_page(shelf, text_model, image_model, limits)
+    page = build_page(shelf, Visitors(limits.visitors), limits)
     page.launch(
         theme=THEME,
         css=CSS,
@@ -43,23 +35,16 @@ def open_page(
     return page
 
 
-def build_page(
-    shelf: ModelShelf, text_model: LoadedModel, image_model: LoadedModel | None, limits: Limits
-) -> gr.Blocks:
+def build_page(shelf: ModelShelf, visitors: Visitors, limits: Limits) -> gr.Blocks:
     """The page; every browser gets a session of its own."""
-    visitors = Visitors(limits.visitors)
-    defaults = {loaded.reads: loaded for loaded in (text_model, image_model) if loaded is not None}
-    with gr.Blocks(
-        title="Engram memory", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
-    ) as page:
+    with gr.Blocks(title="Engram memory", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.Markdown("# Engram memory, live")
         place_of_chooser = gr.Column()
         with gr.Tabs() as tabs:
-            text_view = add_text_tab(visitors, shelf, defaults, limits)
-            image_view, image_tab = add_image_tab(visitors, shelf, defaults, limits)
+            text_view = add_text_tab(visitors, shelf, limits)
+            image_view, image_tab = add_image_tab(visitors, shelf, limits)
         with place_of_chooser:
-            add_model_chooser(visitors, shelf, defaults, text_view, image_view, tabs, image_tab)
-        add_api(text_model, limits)
-        page.unload(partial(visitors.leave))
-    page.visitors = visitors
+            add_model_chooser(visitors, shelf, {"text": text_view, "image": image_view}, tabs, image_tab)
+        add_api(shelf.own["text"], limits)
+        page.unload(visitors.leave)
     return page.queue(max_size=limits.queued_runs)

@@ -35,6 +35,14 @@ class Sampling:
         in_range = isinstance(self.seed, int) and 0 <= self.seed <= MAX_SEED
         self._require("seed", in_range, f"whole numbers from 0 to {MAX_SEED}")
 
+    def check_length(self, most: int) -> None:
+        """Refuse more than `most` new tokens.
+
+        Raises:
+            ValueError: there would be more.
+        """
+        self._require("max_new_tokens", self.max_new_tokens <= most, f"1 to {most}")
+
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:
             raise ValueError(f"`{name}` is {getattr(self, name)!r}; allowed: {allowed}.")

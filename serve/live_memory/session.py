@@ -17,7 +17,7 @@ from .controls import Controls, Recorded, Settings, SettingsSource
 from .limits import Limits
 from .memory_files import read_memory_file, write_memory_file
 from .models import LoadedModel, ModelChoice
-from .packets import Feed, changes_packet, run_packet, status_packet, tokens_packet, tokens_seen
+from .packets import Feed, changes_packet, model_packet, run_packet, status_packet, tokens_packet, tokens_seen
 from .sampling import Sampling
 from .streaming import TokenStep, TokenStream, prompt_ids
 
@@ -62,21 +62,26 @@ class Session:
     """What belongs to one open page.
 
     Attributes:
-        choice: the checkpoint that is watched, `None` for the page's own.
+        choices: the checkpoints that are watched, by what they read; none where it is the page's own.
         memory: the memory shown, `None` when it is empty.
         forks: copies of it to go back to, by name.
         controls: what the visitor has set.
         running: a run has been asked for and has not ended.
-        feed: numbers what is sent to the view of texts.
+        feed, image_feed: number what is sent to the views of texts and of images.
+        to_erase: the token whose write is erased next.
+        switches, drawings: the latest of the events that may overtake each other.
     """
 
     def __init__(self) -> None:
-        self.choice: ModelChoice | None = None
+        self.choices: dict[str, ModelChoice] = {}
         self.memory: Cache | None = None
         self.forks: dict[str, Cache] = {}
         self.controls = Controls()
         self.running = False
         self.feed = Feed()
+        self.image_feed = Feed()
+        self.to_erase = 0
+        self.switches = self.drawings = 0
         self._run: Run | None = None
         self._started = False
         self._forked = 0
@@ -124,8 +129,7 @@ class Session:
                 raise ValueError(f"There is no memory called {begin_with!r} any more.")
             ids = prompt_ids(loaded.processor, prompt, limits.prompt_tokens)
             chosen = Sampling(**sampling)
-            if chosen.max_new_tokens > limits.new_tokens:
-                raise ValueError(f"`max_new_tokens` is {chosen.max_new_tokens}; allowed: 1 to {limits.new_tokens}.")
+            chosen.check_length(limits.new_tokens)
         except ValueError as error:
             yield self.feed.send(status_packet("error", str(error)))
             return
@@ -184,11 +188,24 @@ class Session:
         self._run = None
         return self.feed.send(run_packet(memory, "idle"))
 
-    def choose(self, choice: ModelChoice) -> None:
-        """Watch another checkpoint; memories of the one before mean nothing to it."""
-        self.choice = choice
+    def choose(self, loaded: LoadedModel) -> str:
+        """Watch another checkpoint; memories of the one before mean nothing to it.
+
+        Returns:
+            the packet for the view of what it reads.
+
+        Raises:
+            ValueError: a run is going on.
+        """
+        if self.running:
+            raise ValueError("The model is still writing: press Stop first.")
+        self.choices[loaded.reads] = loaded.choice
+        if loaded.reads == "image":
+            return self.image_feed.send(model_packet(loaded))
         self.memory = self._run = None
         self.forks.clear()
+        self.controls.slots_off = ()
+        return self.feed.send(model_packet(loaded))
 
     def beginnings(self) -> list[str]:
         """What a run can begin with."""

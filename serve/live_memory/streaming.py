@@ -171,7 +171,9 @@ class TokenStream:
         if not self.num_candidates:
             return ()
         top = chances.topk(min(self.num_candidates, len(chances)))
-        return tuple(Candidate(self._name(i), p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True))
+        return tuple(
+            Candidate(self._name(i), p) for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+        )
 
     def _name(self, token_id: int) -> str:
         if token_id not in self._names:

@@ -28,9 +28,7 @@ MEMORY_HELP = """
 """
 
 
-def add_text_tab(
-    visitors: Visitors, shelf: ModelShelf, defaults: dict[str, LoadedModel], limits: Limits
-) -> gr.HTML:
+def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HTML:
     """The tab, with its events.
 
     Returns:
@@ -42,33 +40,37 @@ def add_text_tab(
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", min_width=100)
                 stop = gr.Button("Stop", variant="stop", interactive=False, min_width=100)
-            queue = gr.Markdown(container=False, elem_id="queue", height=24)
+            queue = gr.Markdown(container=False, elem_id="queue")
             gr.Examples(EXAMPLES, prompt, cache_examples=False, api_visibility="private")
             with gr.Accordion("Interventions"):
-                freeze = gr.Checkbox(label="Freeze plasticity", info="The memory is read; nothing is written, nothing fades")
+                freeze = gr.Checkbox(
+                    label="Freeze plasticity", info="The memory is read; nothing is written, nothing fades"
+                )
                 slots = gr.Textbox(
                     label="Slots switched off", info="Such as 3, 7-9; or Shift-click a row of a picture", max_lines=1
                 )
-                clear = gr.Button("Clear memory")
-                gr.Markdown("All three act on the next token, also while the model writes. To erase what one token "
-                            "wrote, click it in the text.")
+                clear = gr.Button("Clear memory", size="sm")
+                gr.Markdown(
+                    "All three act on the next token, also while the model writes. To erase what one token "
+                    "wrote, click it in the text."
+                )
             with gr.Accordion("Memory"):
                 beginning = gr.Dropdown([EMPTY, SHOWN], value=EMPTY, label="Begin with")
                 with gr.Row():
-                    fork = gr.Button("Fork", min_width=80)
-                    download = gr.Button("Download", min_width=80)
-                    upload = gr.UploadButton("Load file", file_types=[".safetensors"], min_width=80)
+                    fork = gr.Button("Fork", size="sm", min_width=80)
+                    download = gr.Button("Download", size="sm", min_width=80)
+                    upload = gr.UploadButton("Load file", file_types=[".safetensors"], size="sm", min_width=80)
                 saved = gr.DownloadButton(visible="hidden", elem_id="saved")
                 gr.Markdown(MEMORY_HELP)
             with gr.Accordion("Sampling", open=False):
                 controls = sampling_controls(limits)
         with gr.Column(scale=3, min_width=360):
-            view = memory_view(defaults["text"], "memory")
+            view = memory_view(shelf.own["text"], "text", "memory")
 
     buttons = [generate, stop, fork, download, upload]
 
     def loaded_for(session: Session) -> LoadedModel:
-        return defaults["text"] if session.choice is None else shelf.get(session.choice)
+        return shelf.watched(session.choices, "text")
 
     def begin(request: gr.Request) -> list[Any]:
         return [said(visitors.session(request).begin), *button_states(running=True)]
@@ -78,7 +80,9 @@ def add_text_tab(
         session.controls.slots_off = said(parse_slots, text, loaded_for(session).model.config.memory_size)
         return session.feed.send(slots_packet(session.controls.slots_off))
 
-    def run(text: str, begin_with: str, frozen: bool, off: str, *values: float, request: gr.Request) -> Iterator[str]:
+    def run(
+        request: gr.Request, text: str, begin_with: str, frozen: bool, off: str, *values: float
+    ) -> Iterator[str]:
         session = visitors.session(request)
         # What was typed may not have been sent on its own yet.
         session.controls.plastic = not frozen
@@ -127,7 +131,10 @@ def add_text_tab(
         session.controls.slots_off = said(parse_slots, text, loaded_for(session).model.config.memory_size)
         return text
 
-    stop.click(lambda request: visitors.session(request).stop(), None, None, **AT_ONCE)
+    def stop_run(request: gr.Request) -> None:
+        visitors.session(request).controls.stop = True
+
+    stop.click(stop_run, None, None, **AT_ONCE)
     freeze.input(set_plastic, freeze, None, **AT_ONCE)
     gr.on([slots.submit, slots.blur], set_slots, slots, view, **AT_ONCE)
     view.switch_slots(switch_slots, None, slots, trigger_mode="multiple", **AT_ONCE)

@@ -25,4 +25,5 @@ THEME = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT).se
 CSS = """
 #memory .html-container, #image_memory .html-container, #pad .html-container { padding: 0 }
 #model_line p { margin: 0 }
+#queue { min-height: 20px; margin: -8px 0; }
 """

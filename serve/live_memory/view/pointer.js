@@ -8,7 +8,7 @@ function follow(name, value) {
 
 function pin(index) {
   follow("pinned", index);
-  requestDraw();
+  if (index !== null) view.texts.forEach((text) => text.reveal(index));
 }
 
 [".original", ".without"].forEach((selector, which) => {
@@ -40,13 +40,11 @@ element.addEventListener("keydown", (event) => {
   event.preventDefault();
   view.hovered = null;
   pin(Math.max(0, Math.min(newest(), to)));
-  view.texts[view.active].reveal(view.pinned);
 });
 
 find(".scrubber").addEventListener("input", (event) => {
   view.hovered = null;
   pin(Number(event.target.value));
-  view.texts[Math.min(view.active, view.texts.length - 1)].reveal(view.pinned);
 });
 find(".live").addEventListener("click", () => pin(null));
 
@@ -95,6 +93,9 @@ find(".layer").addEventListener("change", (event) => follow("layer", Number(even
 new MutationObserver(requestDraw).observe(document.body, { attributeFilter: ["class"] });
 new ResizeObserver(requestDraw).observe(find(".panels"));
 watch("value", () => receive(JSON.parse(props.value)));
-receive(JSON.parse(props.value));
+find(".image").hidden = !isImage;
+for (const part of [".texts", ".erase", ".candidates"]) find(part).hidden = isImage;
+if (isImage) show(".this-run", "this image");
+if (props.value) receive(JSON.parse(props.value));
 // For the console and for tests.
 element.view = view;

@@ -25,8 +25,8 @@ class Replay {
     this.trace = this.start.slice();
     this.keyframes = [];
     this.tokens = [];
-    // How much of the start is left. Below, the writes of this run alone, unclipped, where a clip hides them.
-    this.startLeft = packet.trace ? 1 : 0;
+    // How much of the start is left in each slot. Below, the writes of this run alone, unclipped, if there is a clip.
+    this.startLeft = new Float32Array(model.slots).fill(packet.trace ? 1 : 0);
     this.ownTrace = model.clip < Infinity ? new Float32Array(size) : null;
     // Within a run scales only grow, so that a colour keeps its meaning from frame to frame.
     this.maxima = Array.from({ length: model.layers }, () => ({ recall: 0, trace: 0, norm: 0 }));
@@ -44,7 +44,7 @@ class Replay {
       rate: (packet.plastic ?? true) ? model.hebbian_lr : 0,
       writes: packet.writes ?? true,
       cleared: packet.cleared ?? false,
-      slotsOff: packet.slots_off ?? [],
+      slotsOff: new Set(packet.slots_off),
       probability: packet.probability ?? null,
       candidates: packet.candidates ?? [],
       chances: packet.chances ?? [],
@@ -53,14 +53,14 @@ class Replay {
     if (token.cleared) {
       trace.fill(0);
       this.ownTrace?.fill(0);
-      this.startLeft = 0;
+      this.startLeft.fill(0);
     }
-    token.origins = Array.from({ length: model.layers }, (_, l) => this.origins(token, l, trace, this.startLeft, this.ownTrace));
+    token.origins = Array.from({ length: model.layers }, (_, l) => this.origins(token, l));
     for (let l = 0; l < model.layers; l++) {
       write(model, trace, token, l, model.clip);
       if (this.ownTrace) write(model, this.ownTrace, token, l, Infinity);
     }
-    this.startLeft *= 1 - token.rate;
+    fade(this.startLeft, token);
     token.norms = this.norms();
     this.growMaxima(token.recall, token.norms);
   }
@@ -81,8 +81,9 @@ class Replay {
 
   // What a layer recalled at a token, as parts whose shares (projections on the recalled memory) add up to 1.
   // `recalled` is [width]; `bank`, `carried` (memory from before this run), `tokens` and `clip` are shares.
-  origins(token, layer, trace, startLeft, ownTrace) {
+  origins(token, layer) {
     const { slots, width, bank, trace_scale: scale } = this.model;
+    const { trace, start, startLeft, ownTrace } = this;
     const recalled = new Float32Array(width);
     const parts = { bank: new Float32Array(width), carried: new Float32Array(width), own: new Float32Array(width) };
     for (let n = 0; n < slots; n++) {
@@ -91,7 +92,7 @@ class Replay {
       for (let h = 0, i = (layer * slots + n) * width; h < width; h++, i++) {
         parts.bank[h] += weight * bank[i];
         recalled[h] += weight * (bank[i] + scale * trace[i]);
-        if (startLeft) parts.carried[h] += weight * scale * startLeft * this.start[i];
+        if (startLeft[n]) parts.carried[h] += weight * scale * startLeft[n] * start[i];
         if (ownTrace) parts.own[h] += weight * scale * ownTrace[i];
       }
     }
@@ -103,20 +104,22 @@ class Replay {
     return { recalled, square, ...shares };
   }
 
-  // The writers of what a layer recalled at a token, latest first: [{ index, share }]. The write of token r is
-  // recalled at t with weight scale · rate · (decay since r) · <recall of t, recall of r>.
+  // The writers of what a layer recalled at a token, latest first: [{ index, share }]. Slot by slot, the write of
+  // token r is recalled at t with weight scale · rate · (decay since r) · recall of t · recall of r.
   writers(index, layer, most = Infinity) {
     const { slots, width, trace_scale: scale } = this.model;
     const reader = this.tokens[index];
     const { recalled, square } = reader.origins[layer];
     const recall = ofLayer(reader.recall, layer, slots);
     const writers = [];
-    for (const [r, weight] of this.writesBefore(index, reader.cleared)) {
+    if (reader.cleared) return writers;
+    for (const [r, left] of this.writesBefore(index)) {
       if (index - r > most) break;
       const token = this.tokens[r];
-      const overlap = dot(recall, ofLayer(token.recall, layer, slots));
-      const share = (scale * weight * overlap * dot(ofLayer(token.encoding, layer, width), recalled)) / square;
-      writers.push({ index: r, share });
+      let weight = 0;
+      for (let n = 0, i = layer * slots; n < slots; n++, i++) weight += left[n] * recall[n] * token.recall[i];
+      const along = dot(ofLayer(token.encoding, layer, width), recalled);
+      writers.push({ index: r, share: (scale * token.rate * weight * along) / square });
     }
     return writers;
   }
@@ -125,21 +128,21 @@ class Replay {
   writersOfSlot(index, layer, slot) {
     const { slots } = this.model;
     const writers = [];
-    for (const [r, weight] of this.writesBefore(index + 1, false)) {
-      writers.push({ index: r, share: weight * this.tokens[r].recall[layer * slots + slot] });
+    for (const [r, left] of this.writesBefore(index + 1)) {
+      writers.push({ index: r, share: this.tokens[r].rate * left[slot] * this.tokens[r].recall[layer * slots + slot] });
     }
     const total = writers.reduce((sum, { share }) => sum + share, 0) || 1;
     return writers.map(({ index: r, share }) => ({ index: r, share: share / total }));
   }
 
-  // Tokens before `index` with what is left of their writes, latest first.
-  *writesBefore(index, cleared) {
-    if (cleared) return;
-    for (let r = index - 1, decay = 1; r >= 0 && decay > FADED; r--) {
-      const { rate, writes, cleared: emptied } = this.tokens[r];
-      if (writes && rate) yield [r, rate * decay];
-      if (emptied) return;
-      decay *= 1 - rate;
+  // Tokens before `index` with what is left of their writes in each slot, latest first.
+  *writesBefore(index) {
+    const left = new Float32Array(this.model.slots).fill(1);
+    for (let r = index - 1; r >= 0; r--) {
+      const token = this.tokens[r];
+      if (token.writes && token.rate) yield [r, left];
+      fade(left, token);
+      if (token.cleared || left.every((share) => share < FADED)) return;
     }
   }
 
@@ -164,14 +167,21 @@ class Replay {
   }
 }
 
-// trace ← (1 - η) trace + η recall ⊗ encoding, clipped if the model clips; a token that does not write lets it decay.
+// What a token leaves of older writes: slots that are off keep theirs.
+function fade(left, token) {
+  for (let n = 0; n < left.length; n++) if (!token.slotsOff.has(n)) left[n] *= 1 - token.rate;
+}
+
+// trace ← (1 - η) trace + η recall ⊗ encoding, clipped if the model clips; a token that does not write lets it decay,
+// and slots that are off stay as they are.
 // `offset`: where the layer begins in `trace`.
 function write(model, trace, token, layer, clip, offset = layer * model.slots * model.width) {
   const { slots, width } = model;
   if (!token.rate) return;
-  for (let n = 0, i = offset; n < slots; n++) {
+  for (let n = 0; n < slots; n++) {
+    if (token.slotsOff.has(n)) continue;
     const share = token.writes ? token.rate * token.recall[layer * slots + n] : 0;
-    for (let h = 0; h < width; h++, i++) {
+    for (let h = 0, i = offset + n * width; h < width; h++, i++) {
       const value = (1 - token.rate) * trace[i] + share * token.encoding[layer * width + h];
       trace[i] = Math.min(clip, Math.max(-clip, value));
     }

@@ -14,7 +14,8 @@ function statusSentence(view, unit) {
   if (erased !== null && status !== "running") {
     const differing = tokens.filter((token, i) => i > erased && token.text !== view.runs[0].tokens[i]?.text).length;
     const writer = quoted(view.runs[0].tokens[erased]);
-    return `Without what ${writer} wrote, ${differing} of the ${tokens.length - erased - 1} tokens after it came out differently.`;
+    const after = tokens.length - erased - 1;
+    return `Without what ${writer} wrote, ${differing || "none"} of the ${after} tokens after it came out differently.`;
   }
   if (status === "length") return `Done after ${plural(written, unit)}.`;
   if (status === "eos") return `The model ended the text after ${plural(written, unit)}.`;
@@ -53,10 +54,12 @@ function exactnessSentence(model, origins) {
   return `Approximate: the trace was clipped at ±${model.clip}, which hides who wrote that part.`;
 }
 
+const tenths = (share) => `${(100 * share).toFixed(1)} %`;
+
 function changeRow(original, [index, token, before, after]) {
   const row = document.createElement("tr");
   const words = original.tokens.slice(Math.max(0, index - 2), index + 1).map(({ text }) => text);
-  const cells = [`…${words.join("")}`, named({ text: token }), percent(before), `${after > before ? "▲" : "▼"} ${percent(after)}`];
+  const cells = [`…${words.join("").replaceAll("\n", "⏎")}`, named({ text: token }), tenths(before), `${after > before ? "▲" : "▼"} ${tenths(after)}`];
   row.replaceChildren(
     ...cells.map((text) => {
       const cell = document.createElement("td");

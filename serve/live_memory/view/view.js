@@ -61,11 +61,15 @@ function begin(model) {
 function beginRun(packet) {
   const run = new Replay(view.model, packet);
   const beside = run.erased !== null;
-  if (!beside) Object.assign(view, { runs: [], texts: [], pinned: null, pinnedSlot: null, from: 0 });
-  view.runs = [...view.runs.slice(0, 1), run];
-  view.texts = [...view.texts.slice(0, 1), new TokenText(find(beside ? ".without" : ".original"))];
+  if (!beside) Object.assign(view, { pinned: null, pinnedSlot: null, from: 0 });
+  view.runs = beside ? [view.runs[0], run] : [run];
+  view.texts = [...view.texts.slice(0, view.runs.length - 1), new TokenText(find(beside ? ".without" : ".original"))];
   Object.assign(view, { active: view.runs.length - 1, changes: [], hovered: null });
-  if (isImage) subject.begin(packet);
+  if (!isImage) return;
+  subject.begin(packet);
+  (packet.tokens ?? []).forEach(read);
+  run.message = packet.message ?? "";
+  if (run.tokens.length) subject.play();
 }
 
 function read(packet) {
@@ -73,7 +77,6 @@ function read(packet) {
   run.push(packet);
   const index = run.tokens.length - 1;
   const token = run.tokens[index];
-  if (token.slotsOff.length) view.slotsOff = token.slotsOff;
   const differs = run.erased !== null && index > run.erased && token.text !== view.runs[0].tokens[index]?.text;
   const classes = { prompt: token.isPrompt, silent: !token.writes, frozen: !token.rate, cleared: token.cleared, differs };
   view.texts.at(-1).append(token, Object.keys(classes).filter((name) => classes[name]).join(" "));
@@ -90,6 +93,7 @@ function requestDraw() {
 function draw() {
   const begun = performance.now();
   view.drawRequested = false;
+  if (!view.model) return;
   const run = activeRun();
   const index = current();
   const columns = Math.max(40, Math.min(240, Math.floor(find(".norms .plot").clientWidth / 3)));
@@ -123,7 +127,7 @@ function drawSlots(run, index) {
   const token = run.tokens[index];
   const palette = isDark() ? palettes.diverging_dark : palettes.diverging_light;
   const recall = token ? ofLayer(token.recall, view.layer, slots) : new Float32Array(slots);
-  drawRecall(find(".recall canvas"), recall, maxima.recall, view.slotsOff, getComputedStyle(element).color);
+  drawRecall(find(".recall canvas"), recall, maxima.recall, index === newest() ? view.slotsOff : token.slotsOff, getComputedStyle(element).color);
   const trace = run.traceAfter(index, view.layer);
   drawMap(find(".trace .plot canvas"), width, slots, (n, h) => diverging(palette, trace[n * width + h], maxima.trace));
   for (const scale of [".trace .scale", ".writers .scale"]) drawMap(find(scale), 256, 1, (_, i) => palette[i]);
