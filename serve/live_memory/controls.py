@@ -1,5 +1,6 @@
 """Interventions: under which settings a token is read, now or again."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -109,9 +110,9 @@ def parse_slots(text: str, slots: int) -> tuple[int, ...]:
     for part in text.replace(" ", "").split(","):
         if not part:
             continue
-        first, _, last = part.partition("-")
-        if not (first.isdecimal() and (last or first).isdecimal()):
+        if not re.fullmatch(r"\d{1,6}(-\d{1,6})?", part, re.ASCII):
             raise ValueError(f"Slots switched off: {part!r} is not a slot. Write numbers and ranges, such as 3, 7-9.")
+        first, _, last = part.partition("-")
         low, high = int(first), int(last or first)
         if not low <= high < slots:
             raise ValueError(f"Slots switched off: {part!r} is out of range; this model has slots 0 to {slots - 1}.")

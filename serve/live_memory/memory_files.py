@@ -25,10 +25,12 @@ def read_memory_file(path: Path, config: EnnConfig) -> Cache:
     """
     try:
         memory = load_memory(path, config)
-    except (ValueError, TypeError, AttributeError, OSError) as error:
+    except ValueError as error:
         # The path on the server is nobody's business.
         reason = str(error).replace(repr(str(path)), f"{path.name!r}")
         raise ValueError(f"This memory was not loaded. {reason}") from error
+    except (TypeError, AttributeError) as error:  # JSON of the right names and the wrong types
+        raise ValueError(f"This memory was not loaded. {path.name!r} is not a readable memory file.") from error
     finally:
         path.unlink(missing_ok=True)
     states = [layer.state for layer in engram_layers(memory)]

@@ -67,6 +67,7 @@ class Session:
         forks: copies of it to go back to, by name.
         controls: what the visitor has set.
         running: a run has been asked for and has not ended.
+        run: the run whose text is shown, `None` when there is none.
         feed, image_feed: number what is sent to the views of texts and of images.
         to_erase: the token whose write is erased next.
         switches, drawings: the latest of the events that may overtake each other.
@@ -82,7 +83,7 @@ class Session:
         self.image_feed = Feed()
         self.to_erase = 0
         self.switches = self.drawings = 0
-        self._run: Run | None = None
+        self.run: Run | None = None
         self._started = False
         self._forked = 0
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -135,7 +136,7 @@ class Session:
             return
         start = {EMPTY: None, SHOWN: self.memory, **self.forks}[begin_with]
         run = Run(copy.deepcopy(start), chosen, len(ids))
-        self._run = run
+        self.run = run
         stream = self._stream(loaded, run, ids, chosen, self.controls, limits)
         self.memory = stream.memory
 
@@ -150,7 +151,7 @@ class Session:
     def erase(self, loaded: LoadedModel, index: int, limits: Limits) -> Iterator[str]:
         """Repeat the last run without the write of token `index`, to be shown beside it, as packets."""
         self._started = True
-        run = self._run
+        run = self.run
         if run is None or not 0 <= index < len(run.ids) or len(run.ids) < run.num_prompt:
             yield self.feed.send(status_packet("error", "Generate a text first, then choose one of its tokens."))
             return
@@ -185,7 +186,7 @@ class Session:
     def show(self, memory: Cache | None) -> str:
         """Make `memory` the one that is shown; the packet for it."""
         self.memory = memory
-        self._run = None
+        self.run = None
         return self.feed.send(run_packet(memory, "idle"))
 
     def choose(self, loaded: LoadedModel) -> str:
@@ -202,7 +203,7 @@ class Session:
         self.choices[loaded.reads] = loaded.choice
         if loaded.reads == "image":
             return self.image_feed.send(model_packet(loaded))
-        self.memory = self._run = None
+        self.memory = self.run = None
         self.forks.clear()
         self.controls.slots_off = ()
         return self.feed.send(model_packet(loaded))
@@ -248,7 +249,7 @@ class Session:
     def close(self) -> None:
         """End the run and give up everything that was kept."""
         self.controls.stop = True
-        self.memory = self._run = None
+        self.memory = self.run = None
         self.forks.clear()
         if self._folder is not None:
             self._folder.cleanup()
@@ -273,7 +274,7 @@ class Session:
                 yield self.feed.send(packet)
         except Exception as error:
             # A step that broke off may have changed some layers and not others.
-            self.memory = self._run = None
+            self.memory = self.run = None
             # Without message and traceback, which may quote the prompt.
             logger.error("A run failed: %s at %s.", type(error).__name__, _place(error))
             sentence = f"The model failed ({type(error).__name__}) and the memory was cleared."
