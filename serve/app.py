@@ -87,7 +87,9 @@ def parse_args() -> argparse.Namespace:
 def check_folder(model: str, default: str) -> None:
     """Leave the program if `model` is meant to be a folder on this machine and is missing."""
     path = Path(model)
-    if not path.is_dir() and (model == default or path.is_absolute() or (path.parent.is_dir() and path.parent != Path())):
+    if not path.is_dir() and (
+        model == default or path.is_absolute() or (path.parent.is_dir() and path.parent != Path())
+    ):
         sys.exit(
             f"There is no checkpoint folder {model!r} in {Path.cwd()}. Start this at the root of the repository, name "
             "another checkpoint with --model, or train one: python -m train.language_model --help"

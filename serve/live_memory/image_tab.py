@@ -66,7 +66,7 @@ def add_image_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> tupl
         concurrency_id="model",
         **PRIVATE,
     )
-    pad.refused(refuse, None, None, queue=False, **PRIVATE)
+    pad.refused(refuse, None, None, **PRIVATE)
     return view, tab
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from .models import LoadedModel, ModelShelf
-from .text_tab import AT_ONCE, said
+from .text_tab import ANSWERED, said
 from .visitors import Visitors
 
 REMOTE_CODE = "I trust the author: run the Python code that comes with this model"
@@ -63,7 +63,7 @@ def add_model_chooser(
         reads = ("text", "image")[event.index]
         return model_line(said(shelf.watched, visitors.session(request).choices, reads))
 
-    tabs.select(name_watched, None, line, **AT_ONCE)
+    tabs.select(name_watched, None, line, **ANSWERED)
 
 
 def model_line(loaded: LoadedModel) -> str:

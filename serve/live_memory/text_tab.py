@@ -16,6 +16,7 @@ from .visitors import Visitors
 
 PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
+ANSWERED: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}  # what is not queued cannot answer with a message
 EXAMPLES = [
     "It is a truth universally acknowledged",
     "“My dear Watson,” said Holmes,",
@@ -80,9 +81,7 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
         session.controls.slots_off = said(parse_slots, text, loaded_for(session).model.config.memory_size)
         return session.feed.send(slots_packet(session.controls.slots_off))
 
-    def run(
-        request: gr.Request, text: str, begin_with: str, frozen: bool, off: str, *values: float
-    ) -> Iterator[str]:
+    def run(request: gr.Request, text: str, begin_with: str, frozen: bool, off: str, *values: float) -> Iterator[str]:
         session = visitors.session(request)
         # What was typed may not have been sent on its own yet.
         session.controls.plastic = not frozen
@@ -115,9 +114,9 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
             show_progress_on=queue,
         ).then(finish, None, [view, *buttons, beginning], **AT_ONCE)
 
-    asked = gr.on([generate.click, prompt.submit], begin, None, [view, *buttons], **AT_ONCE)
+    asked = gr.on([generate.click, prompt.submit], begin, None, [view, *buttons], **ANSWERED)
     follow(asked, run, [prompt, beginning, freeze, slots, *controls.values()])
-    follow(view.erase(begin_erasing, None, [view, *buttons], **AT_ONCE), erase, [])
+    follow(view.erase(begin_erasing, None, [view, *buttons], **ANSWERED), erase, [])
 
     def set_plastic(frozen: bool, request: gr.Request) -> None:
         visitors.session(request).controls.plastic = not frozen
@@ -136,8 +135,8 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
 
     stop.click(stop_run, None, None, **AT_ONCE)
     freeze.input(set_plastic, freeze, None, **AT_ONCE)
-    gr.on([slots.submit, slots.blur], set_slots, slots, view, **AT_ONCE)
-    view.switch_slots(switch_slots, None, slots, trigger_mode="multiple", **AT_ONCE)
+    gr.on([slots.submit, slots.blur], set_slots, slots, view, **ANSWERED)
+    view.switch_slots(switch_slots, None, slots, trigger_mode="multiple", **ANSWERED)
 
     def clear_memory(request: gr.Request) -> Any:
         return visitors.session(request).clear() or gr.skip()
@@ -158,9 +157,9 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
         return packet, gr.Dropdown(session.beginnings(), value=SHOWN)
 
     clear.click(clear_memory, None, view, **AT_ONCE)
-    fork.click(fork_memory, None, beginning, **AT_ONCE)
-    upload.upload(load, upload, [view, beginning], **AT_ONCE)
-    download.click(save, None, saved, **AT_ONCE).success(
+    fork.click(fork_memory, None, beginning, **ANSWERED)
+    upload.upload(load, upload, [view, beginning], **ANSWERED)
+    download.click(save, None, saved, **ANSWERED).success(
         None, js="() => document.querySelector('#saved').click()", api_visibility="private"
     )
     return view

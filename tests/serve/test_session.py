@@ -134,7 +134,9 @@ def test_interventions_of_a_run_are_repeated_when_a_write_is_erased(session, loa
     settings = [[token.get(name) for name in ("plastic", "slots_off", "cleared")] for token in tokens_in(packets)]
     assert settings[0] == [None, [1, 2], None]
     assert [None, [1, 2], True] != settings[15] != settings[14]
-    again = [[t.get(name) for name in ("plastic", "slots_off", "cleared")] for t in tokens_in(erase(session, loaded, 3))]
+    again = [
+        [t.get(name) for name in ("plastic", "slots_off", "cleared")] for t in tokens_in(erase(session, loaded, 3))
+    ]
     assert again == settings
 
 
@@ -326,7 +328,9 @@ def test_checkpoints_below_the_allowed_folders_can_be_chosen(shelf, text_folder,
     assert shelf.get(text.choice) is not text  # there is room for one
 
 
-@pytest.mark.parametrize("name", ["/etc", "/no/such/folder", "../..", "~/models", "{folder}/../../etc", "{folder}/link"])
+@pytest.mark.parametrize(
+    "name", ["/etc", "/no/such/folder", "../..", "~/models", "{folder}/../../etc", "{folder}/link"]
+)
 def test_folders_outside_are_refused_whether_they_exist_or_not(shelf, text_folder, tmp_path, name):
     link = text_folder.parent / "link"
     if not link.exists():

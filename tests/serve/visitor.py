@@ -128,8 +128,10 @@ class Visitor:
 
     def picture(self, label):
         """Every pixel of a canvas."""
-        return self.page.locator("#memory").get_by_role("img", name=label).evaluate(
-            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.join()"
+        return (
+            self.page.locator("#memory")
+            .get_by_role("img", name=label)
+            .evaluate("c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.join()")
         )
 
     def pictures(self):

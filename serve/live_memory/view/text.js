@@ -25,15 +25,17 @@ class TokenText {
     if (this.atEnd) this.node.scrollTop = this.node.scrollHeight;
   }
 
-  // Colour tokens by [{ index, share }]: orange for, purple against, as in the map of writers.
-  shade(writers) {
+  // Colour tokens by [{ index, share }], in the colours of the map of writers.
+  shade(writers, palette) {
     for (const span of this.shaded) span.style.backgroundColor = "";
     this.shaded = [];
     const max = largest(writers.map(({ share }) => share), 0.02);
     for (const { index, share } of writers) {
       const strength = Math.abs(share) / max;
       if (strength < 0.03 || !this.spans[index]) continue;
-      this.spans[index].style.backgroundColor = `rgb(${share > 0 ? "230 130 0" : "120 80 200"} / ${(0.1 + 0.5 * strength).toFixed(3)})`;
+      const colour = palette[share > 0 ? 208 : 48];
+      const rgb = `${colour & 255} ${(colour >> 8) & 255} ${(colour >> 16) & 255}`;
+      this.spans[index].style.backgroundColor = `rgb(${rgb} / ${(0.12 + 0.58 * strength).toFixed(3)})`;
       this.shaded.push(this.spans[index]);
     }
   }

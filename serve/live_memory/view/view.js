@@ -4,6 +4,7 @@
 const find = (selector) => element.querySelector(selector);
 const isDark = () => document.body.classList.contains("dark");
 const palettes = readPalettes(props.colormaps);
+const divergingPalette = () => (isDark() ? palettes.diverging_dark : palettes.diverging_light);
 const isImage = props.reads === "image";
 const ORIGIN_COLOURS = [[0, 114, 178], [150, 150, 150], [230, 159, 0], [204, 121, 167]]; // Okabe and Ito
 const ENDED = ["eos", "length", "stopped"];
@@ -125,7 +126,7 @@ function drawSlots(run, index) {
   const { slots, width } = view.model;
   const maxima = run.maxima[view.layer];
   const token = run.tokens[index];
-  const palette = isDark() ? palettes.diverging_dark : palettes.diverging_light;
+  const palette = divergingPalette();
   const recall = token ? ofLayer(token.recall, view.layer, slots) : new Float32Array(slots);
   drawRecall(find(".recall canvas"), recall, maxima.recall, index === newest() ? view.slotsOff : token.slotsOff, getComputedStyle(element).color);
   const trace = run.traceAfter(index, view.layer);
@@ -149,7 +150,7 @@ function drawTimes(run, index, columns) {
   });
   drawMap(find(".norms .scale"), 256, 1, (_, i) => palettes.sequential[i]);
   drawOrigins(find(".origins canvas"), run.tokens, from, columns, layer, ORIGIN_COLOURS);
-  drawWriters(find(".writers .plot canvas"), run, from, columns, layer, isDark() ? palettes.diverging_dark : palettes.diverging_light);
+  drawWriters(find(".writers .plot canvas"), run, from, columns, layer, divergingPalette());
   for (const mark of element.querySelectorAll(".timed .column-mark")) placeMark(mark, index < 0 ? null : index - from, columns, "x");
   show(".norms .maximum", maxima.norm ? maxima.norm.toPrecision(2) : "");
   show(".norms .first", `${props.unit} ${from + 1}`);
@@ -163,7 +164,7 @@ function drawText(run, index) {
   const writers = !token ? [] : slot === null ? run.writers(index, view.layer) : run.writersOfSlot(index, view.layer, slot);
   view.texts.forEach((text, which) => {
     const isActive = view.runs[which] === run;
-    text.shade(isActive ? writers : []);
+    text.shade(isActive ? writers : [], divergingPalette());
     text.mark("current", isActive ? index : null);
     text.mark("pinned", isActive ? view.pinned : null);
     if (view.pinned === null && view.hovered === null) text.follow();
