@@ -25,8 +25,8 @@ def add_image_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> tupl
         the view, for a packet when another model is chosen, and the tab, to be shown when there is a model.
     """
     loaded = shelf.own.get("image")
-    with gr.Tab("Image", id="image", visible=loaded is not None) as tab, gr.Row():
-        with gr.Column(scale=1, min_width=300):
+    with gr.Tab("Image", id="image", visible=loaded is not None) as tab, gr.Row(elem_classes="tab-grid"):
+        with gr.Column(elem_classes="tab-controls"):
             pad = gr.HTML(
                 html_template=(ASSETS / "pad.html").read_text("utf-8"),
                 css_template=(ASSETS / "pad.css").read_text("utf-8"),
@@ -39,7 +39,7 @@ def add_image_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> tupl
                 label="Centre and scale, as in MNIST",
                 info="White on black, for models that read one channel",
             )
-        with gr.Column(scale=3, min_width=360):
+        with gr.Column(elem_classes="tab-view"):
             view = memory_view(loaded, "image", "image_memory", unit="step")
 
     def read(event: gr.EventData, centred: bool, request: gr.Request) -> Any:

@@ -35,14 +35,15 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
     Returns:
         the view, for a packet when another model is chosen.
     """
-    with gr.Tab("Text", id="text"), gr.Row():
-        with gr.Column(scale=1, min_width=300):
+    with gr.Tab("Text", id="text"), gr.Row(elem_classes="tab-grid"):
+        with gr.Column(elem_classes="tab-controls"):
             prompt = gr.Textbox(value=EXAMPLES[0], label="Prompt", info="Shift+Enter generates", lines=3)
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary", min_width=100)
                 stop = gr.Button("Stop", variant="stop", interactive=False, min_width=100)
             queue = gr.Markdown(container=False, elem_id="queue")
             gr.Examples(EXAMPLES, prompt, cache_examples=False, api_visibility="private")
+        with gr.Column(elem_classes="tab-settings"):
             with gr.Accordion("Interventions"):
                 freeze = gr.Checkbox(
                     label="Freeze plasticity", info="The memory is read; nothing is written, nothing fades"
@@ -65,7 +66,7 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
                 gr.Markdown(MEMORY_HELP)
             with gr.Accordion("Sampling", open=False):
                 controls = sampling_controls(limits)
-        with gr.Column(scale=3, min_width=360):
+        with gr.Column(elem_classes="tab-view"):
             view = memory_view(shelf.own["text"], "text", "memory")
 
     buttons = [generate, stop, fork, download, upload]

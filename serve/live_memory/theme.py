@@ -22,8 +22,20 @@ THEME = gr.themes.Default(primary_hue="blue", neutral_hue="slate", font=FONT).se
     body_text_color_subdued_dark="*neutral_300",
 )
 
+# On a narrow screen, the view comes between the prompt and the settings.
 CSS = """
 #memory .html-container, #image_memory .html-container, #pad .html-container { padding: 0 }
 #model_line p { margin: 0 }
 #queue { min-height: 20px; margin: -8px 0; }
+.tab-grid {
+  display: grid;
+  grid-template: "controls view" auto "settings view" 1fr / minmax(280px, 1fr) minmax(0, 3fr);
+}
+.tab-controls { grid-area: controls; }
+.tab-settings { grid-area: settings; }
+.tab-view { grid-area: view; }
+.tab-grid > * { min-width: 0 !important; }
+@media (max-width: 760px) {
+  .tab-grid { grid-template: "controls" auto "view" auto "settings" auto / minmax(0, 1fr); }
+}
 """

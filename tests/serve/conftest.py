@@ -15,8 +15,8 @@ from hf_engram import EnnConfig, EnnForCausalLM, EnnForImageClassification, EnnI
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
-from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf  # noqa: E402
-from serve.live_memory.page import open_page  # noqa: E402
+from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf
+from serve.live_memory.page import open_page
 
 SECONDS_PER_STEP = 0.02  # slow enough to be watched and stopped
 CHROMIUM_FLAGS = [

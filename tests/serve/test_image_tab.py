@@ -122,7 +122,8 @@ def test_examples_and_uploads_are_read_and_other_files_refused(image_tab, digit,
     page = image_tab.page
     page.get_by_role("button", name="Example 3").click()
     wait_until_read(image_tab)
-    text = "Array.from(document.querySelector('#image_memory .picture canvas').getContext('2d').getImageData(0,0,28,28).data).join()"
+    context = "document.querySelector('#image_memory .picture canvas').getContext('2d')"
+    text = f"{context}.getImageData(0, 0, 28, 28).data.join()"
     example = page.evaluate(text)
 
     digit.save(tmp_path / "digit.png")
@@ -140,7 +141,7 @@ def test_a_page_without_an_image_model_gets_its_tab_when_one_is_chosen(serve, vi
     visitor = visit(serve(loaded).local_url)
     tab = visitor.page.get_by_role("tab", name="Image")
     assert not tab.is_visible()
-    visitor.press("Choose another model")
+    visitor.page.get_by_role("button", name="Choose another model").click()
     visitor.page.get_by_role("textbox", name="Model").fill(str(image_folder))
     visitor.press("Load this model")
     visitor.page.get_by_role("button", name="Example 7").click()

@@ -226,7 +226,7 @@ def test_a_memory_of_another_architecture_is_refused_and_the_difference_named(se
 def test_what_is_no_safetensors_file_is_refused(session, loaded, tmp_path, content):
     path = tmp_path / "memory.safetensors"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="'memory.safetensors' is not a readable memory file"):
+    with pytest.raises(ValueError, match=r"'memory\.safetensors' is not a readable memory file"):
         session.upload(loaded, path)
 
 
@@ -306,7 +306,7 @@ def test_slots_are_written_as_numbers_and_ranges(text, slots):
 
 @pytest.mark.parametrize("text", ["x", "3-", "16", "9-7", "-1", "0-15"])
 def test_impossible_slots_are_refused_with_a_sentence(text):
-    with pytest.raises(ValueError, match="^Slots switched off: "):
+    with pytest.raises(ValueError, match=r"^Slots switched off: "):
         parse_slots(text, 16)
 
 

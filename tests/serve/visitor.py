@@ -120,11 +120,8 @@ class Visitor:
 
     def trace(self, run=0):
         """The trace after the newest token `[L, N, H]`."""
-        values, shape = self.ask(
-            "(view, run) => [Array.from(view.runs[run].trace), [view.model.layers, view.model.slots, view.model.width]]",
-            run,
-        )
-        return np.array(values, np.float32).reshape(shape)
+        shape = self.ask("({ model }) => [model.layers, model.slots, model.width]")
+        return np.array(self.ask("(view, run) => Array.from(view.runs[run].trace)", run), np.float32).reshape(shape)
 
     def picture(self, label):
         """Every pixel of a canvas."""

@@ -158,7 +158,7 @@ def test_a_fork_can_be_begun_with_again(visitor):
 
 def test_another_checkpoint_can_be_chosen(visitor, text_folder, model):
     visitor.generate(PROMPT)
-    visitor.press("Choose another model")
+    visitor.page.get_by_role("button", name="Choose another model").click()
     name = visitor.page.get_by_role("textbox", name="Model")
     name.fill("/etc")
     visitor.press("Load this model")
