@@ -8,6 +8,7 @@ line-wise dataset decode to its text, byte for byte.
 
 import math
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from hf_engram.hub import DataSource
 
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|pad|>"
@@ -76,6 +79,8 @@ class DataArguments:
         },
     )
     block_size: int = field(default=256, metadata={"help": "Tokens that a row of a batch holds at most."})
+    data_license: str | None = field(default=None, metadata={"help": "Licence of the text, for the model card."})
+    language: str | None = field(default=None, metadata={"help": "Code of its language (en), for the model card."})
 
     def __post_init__(self) -> None:
         if (self.dataset_name is None) == (self.train_files is None):
@@ -89,6 +94,18 @@ class DataArguments:
         self._require("block_size", self.block_size >= 1, "a positive integer")
         self._require("vocab_size", self.vocab_size >= SMALLEST_VOCABULARY, f"{SMALLEST_VOCABULARY} or more")
         self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+
+    def source(self) -> DataSource:
+        """The text as the model card names it."""
+        if self.dataset_name is None:
+            return DataSource(", ".join(self.train_files), self.data_license)
+        on_the_hub = not Path(self.dataset_name).is_dir()
+        return DataSource(
+            name=self.dataset_name if on_the_hub else Path(self.dataset_name).name,
+            license=self.data_license,
+            hub_id=self.dataset_name if on_the_hub else None,
+            config=self.dataset_config,
+        )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

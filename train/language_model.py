@@ -6,11 +6,14 @@
 
 The YAML file holds any of the options below; options on the command line replace its values. Ctrl-C saves a
 checkpoint, and `--resume_from_checkpoint true` goes on from the last one as if nothing had happened. At the end
-output_dir holds the model, its tokenizer and all_results.json with the perplexities of the validation and test text,
-per token and per word.
+output_dir holds the model, its tokenizer, its code, a model card, and all_results.json with the perplexities of the
+validation and test text, per token and per word. To share it:
+
+    python -m hf_engram.hub push runs/wikitext2 user/name
 """
 
 import dataclasses
+import shlex
 import sys
 from argparse import ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
 from collections.abc import Iterable
@@ -31,6 +34,7 @@ from transformers import (
 from transformers.trainer_utils import get_last_checkpoint
 
 from hf_engram import EnnConfig, EnnForCausalLM
+from hf_engram.hub import TrainingRun, save_for_hub, write_card
 
 from .callbacks import SaveOnInterrupt
 from .data import DataArguments, TextStreams, collate, load_text, tokenize, train_tokenizer
@@ -105,6 +109,9 @@ class LanguageTrainingArguments(TrainingArguments):
     use_cache: bool = field(default=True, metadata={"help": "Whether the saved model returns its state by default."})
     # The loss is taken on `shift_labels`, a keyword argument that the model's signature does not show.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has to be false here."})
+    model_license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights (apache-2.0), for the model card."}
+    )
 
 
 ARGUMENT_GROUPS = (ModelArguments, DataArguments, LanguageTrainingArguments)
@@ -230,10 +237,32 @@ def build_trainer(
     return trainer, held_out
 
 
+def describe(
+    data_args: DataArguments, training_args: LanguageTrainingArguments, command: str | None = None
+) -> TrainingRun:
+    """What the model card tells of the run."""
+    options = ("mode", "block_size") if data_args.train_files is None else ("mode", "block_size", "validation_fraction")
+    return TrainingRun.on_this_machine(
+        training_args,
+        name=training_args.hub_model_id,
+        license=training_args.model_license,
+        language=data_args.language,
+        data=[data_args.source()],
+        command=command,
+        arguments={name: getattr(data_args, name) for name in options},
+    )
+
+
 def run(
-    model_args: ModelArguments, data_args: DataArguments, training_args: LanguageTrainingArguments
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: LanguageTrainingArguments,
+    command: str | None = None,
 ) -> dict[str, float]:
-    """Train, evaluate and save.
+    """Train, save, evaluate, and write the model card.
+
+    Args:
+        command: what was typed, for the model card.
 
     Returns:
         what all_results.json holds.
@@ -246,8 +275,10 @@ def run(
     if interrupt.interrupted:
         print("Stopped. --resume_from_checkpoint true goes on from here.")
         sys.exit(130)
-    trainer.save_model()
     trainer.save_state()
+    output = Path(training_args.output_dir)
+    if trainer.is_world_process_zero():
+        save_for_hub(trainer.model, output, trainer.processing_class, describe(data_args, training_args, command))
 
     for split, text in texts.items():
         metrics |= trainer.evaluate(text, metric_key_prefix=split)
@@ -259,6 +290,7 @@ def run(
     }
     trainer.save_metrics("all", metrics, combined=False)
     if trainer.is_world_process_zero():
+        write_card(output)
         print(report(metrics, texts))
     return metrics
 
@@ -278,4 +310,4 @@ def report(metrics: dict[str, float], texts: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    run(*parse_arguments())
+    run(*parse_arguments(), command=shlex.join(["python", "-m", "train.language_model", *sys.argv[1:]]))
