@@ -3,8 +3,10 @@
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from .api import add_api
+from .gate import LocalOnly
 from .image_tab import add_image_tab
 from .limits import Limits
 from .model_chooser import add_model_chooser
@@ -14,7 +16,17 @@ from .theme import CSS, THEME
 from .visitors import Visitors
 
 
-def open_page(shelf: ModelShelf, limits: Limits | None = None, **launch_options: Any) -> gr.Blocks:
+class Page(gr.Blocks):
+    """The page, and who is on it.
+
+    Attributes:
+        visitors: a session for every open page.
+    """
+
+    visitors: Visitors
+
+
+def open_page(shelf: ModelShelf, limits: Limits | None = None, **launch_options: Any) -> Page:
     """Build the page and serve it.
 
     Args:
@@ -23,21 +35,23 @@ def open_page(shelf: ModelShelf, limits: Limits | None = None, **launch_options:
         launch_options: further arguments of `gr.Blocks.launch`.
     """
     limits = limits or Limits()
-    page = build_page(shelf, Visitors(limits.visitors), limits)
+    page = build_page(shelf, limits)
     page.launch(
         theme=THEME,
         css=CSS,
         run_history=False,
         footer_links=["api", "gradio", "settings"],
         max_file_size=limits.upload_bytes,
+        app_kwargs={"middleware": [Middleware(LocalOnly)]},
         **launch_options,
     )
     return page
 
 
-def build_page(shelf: ModelShelf, visitors: Visitors, limits: Limits) -> gr.Blocks:
+def build_page(shelf: ModelShelf, limits: Limits) -> Page:
     """The page; every browser gets a session of its own."""
-    with gr.Blocks(title="Engram memory", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
+    visitors = Visitors(limits.visitors)
+    with Page(title="Engram memory", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.Markdown("# Engram memory, live")
         place_of_chooser = gr.Column()
         with gr.Tabs() as tabs:
@@ -47,4 +61,6 @@ def build_page(shelf: ModelShelf, visitors: Visitors, limits: Limits) -> gr.Bloc
             add_model_chooser(visitors, shelf, {"text": text_view, "image": image_view}, tabs, image_tab)
         add_api(shelf.own["text"], limits)
         page.unload(visitors.leave)
-    return page.queue(max_size=limits.queued_runs)
+    page.visitors = visitors
+    page.queue(max_size=limits.queued_runs)
+    return page

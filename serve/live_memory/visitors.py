@@ -23,6 +23,10 @@ class Visitors:
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def sessions(self) -> list[Session]:
+        """All sessions, the one idle for longest first."""
+        return list(self._sessions.values())
+
     def session(self, request: gr.Request) -> Session:
         """The session of the page that asks."""
         with self._lock:

@@ -95,7 +95,8 @@ new ResizeObserver(requestDraw).observe(find(".panels"));
 watch("value", () => receive(JSON.parse(props.value)));
 find(".image").hidden = !isImage;
 for (const part of [".texts", ".erase", ".candidates"]) find(part).hidden = isImage;
-if (isImage) show(".this-run", "this image");
+show(".this-run", isImage ? "this image" : "this text");
+show(".writers .axis span", `top: the ${props.unit} just before · bottom: ${LAGS} ${props.unit}s before`);
 if (props.value) receive(JSON.parse(props.value));
 // For the console and for tests.
 element.view = view;

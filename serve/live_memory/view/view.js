@@ -97,7 +97,7 @@ function draw() {
   if (!view.model) return;
   const run = activeRun();
   const index = current();
-  const columns = Math.max(40, Math.min(240, Math.floor(find(".norms .plot").clientWidth / 3)));
+  const columns = isImage && run.tokens.length ? Math.min(240, run.tokens.length) : Math.max(40, Math.min(240, Math.floor(find(".norms .plot").clientWidth / 3)));
   keepInWindow(index, columns);
   drawSlots(run, index);
   drawTimes(run, index, columns);
