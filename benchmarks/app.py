@@ -31,6 +31,7 @@ MODEL = "model_cards/enn-books"
 PROMPT = "It is a truth universally acknowledged"
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "seed": 0}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+DATA = "document.querySelector('#memory [data-status]').dataset"
 # Notes every drawing: when it was, after how many tokens, and how long it took.
 WATCH = """() => {
   const view = document.querySelector("#memory [data-status]").view;
@@ -53,11 +54,12 @@ def main() -> None:
     chromium = os.environ.get("CHROMIUM") or shutil.which("chromium")
     if chromium is None:
         sys.exit("Chromium is not installed; its path can be given in the variable CHROMIUM.")
+    torch.set_num_threads(args.threads)
     loaded = load_model(ModelChoice(args.model))
     loaded.model.generation_config.eos_token_id = None  # texts of one length
     limits = Limits()
     page = open_page(ModelShelf([loaded], 1), limits, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
-    print(f"{args.model}, {torch.get_num_threads()} threads, torch {torch.__version__}")
+    print(f"{args.model}, torch threads: {torch.get_num_threads()}, torch {torch.__version__}")
     with sync_playwright() as playwright:
         flags = [*FLAGS, "--enable-precise-memory-info", "--js-flags=--expose-gc"]
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
@@ -78,6 +80,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5, help="texts per way of writing them (default: %(default)s)")
     parser.add_argument("--long", type=int, default=2000, help="tokens of the long session (default: %(default)s)")
     parser.add_argument("--visitors", type=int, default=4, help="visitors at once (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
     return parser.parse_args()
 
 
@@ -135,29 +138,27 @@ def open_tab(browser: Browser, url: str) -> Page:
     return tab
 
 
-def begin_text(tab: Page, tokens: int) -> None:
-    """Press Generate."""
+def begin_text(tab: Page, tokens: int) -> int:
+    """Press Generate; how many packets had arrived before."""
+    packets = tab.evaluate(f"Number({DATA}.packets)")
     tab.get_by_role("spinbutton", name="New tokens").fill(str(tokens))
     tab.keyboard.press("Tab")
     tab.evaluate("window.drawings = []")
     tab.get_by_role("button", name="Generate", exact=True).click()
+    return packets
 
 
-def finish_text(tab: Page, tokens: int) -> list[list[float]]:
+def finish_text(tab: Page, packets_before: int) -> list[list[float]]:
     """Wait for the end of a text; its drawings."""
-    tab.wait_for_function(
-        f"(({{ status, tokens }}) => status === 'length' && tokens > {tokens})"
-        "(document.querySelector('#memory [data-status]').dataset)",
-        timeout=600_000,
-    )
+    ended = f"({{ status, packets }}) => status === 'length' && packets > {packets_before}"
+    tab.wait_for_function(f"({ended})({DATA})", timeout=600_000)
     tab.wait_for_function("!document.querySelector('.tab-controls button.primary').disabled")
     return tab.evaluate("window.drawings")
 
 
 def write_text(tab: Page, tokens: int) -> list[list[float]]:
     """A text on the page; its drawings."""
-    begin_text(tab, tokens)
-    return finish_text(tab, tokens)
+    return finish_text(tab, begin_text(tab, tokens))
 
 
 def frames_per_second(drawings: list[list[float]]) -> float:
@@ -192,9 +193,8 @@ def watch_visitors(browser: Browser, url: str, args: argparse.Namespace) -> None
     """Do all who come at the same time make progress?"""
     tabs = [open_tab(browser, url) for _ in range(args.visitors)]
     begin = time.perf_counter()
-    for tab in tabs:
-        begin_text(tab, args.tokens)
-    drawings = [finish_text(tab, args.tokens) for tab in tabs]
+    packets = [begin_text(tab, args.tokens) for tab in tabs]
+    drawings = [finish_text(tab, before) for tab, before in zip(tabs, packets, strict=True)]
     seconds = time.perf_counter() - begin
     rate = args.visitors * args.tokens / seconds
     print(f"\n{args.visitors} visitors at once, {args.tokens} tokens each: {rate:.0f} tokens/s in all")

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,17 @@ def measures_briefly(command, folder):
     assert "floor" in run(*command, "--works", "a", "--rounds", "2")
 
 
+def lists_what_it_would_send(command, folder):
+    assert "app.py" in run(*command, "--dry-run")
+
+
+def watches_briefly(command, folder):
+    if shutil.which("chromium") is None:
+        pytest.skip("Chromium is not installed")
+    options = ["--rounds", "1", "--tokens", "40", "--long", "60", "--visitors", "2"]
+    assert "frames per second" in run(*command, *options)
+
+
 def options_are_known(command, folder):
     parse_arguments(command[command.index("train.language_model") + 1 :])
 
@@ -86,6 +98,9 @@ COMMANDS = {
     "accelerate launch -m train.language_model train/configs/wikitext2.yaml": options_are_known,
     "python -m benchmarks.exactness": runs,
     "python -m benchmarks.speed": measures_briefly,
+    "python -m serve.app --help": runs,
+    "python -m serve.push you/engram-memory": lists_what_it_would_send,
+    "python -m benchmarks.app": watches_briefly,
 }
 
 

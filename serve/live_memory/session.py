@@ -115,6 +115,11 @@ class Session:
         sentence = "Too many visitors are waiting for the model. Try again in a minute."
         return self.feed.send(status_packet("error", sentence))
 
+    def refuse(self, sentence: str) -> str:
+        """The packet that says why there is no run."""
+        self._started = True
+        return self.feed.send(status_packet("error", sentence))
+
     def generate(
         self, loaded: LoadedModel, prompt: str, sampling: dict[str, Any], begin_with: str, limits: Limits
     ) -> Iterator[str]:
@@ -132,7 +137,7 @@ class Session:
             chosen = Sampling(**sampling)
             chosen.check_length(limits.new_tokens)
         except ValueError as error:
-            yield self.feed.send(status_packet("error", str(error)))
+            yield self.refuse(str(error))
             return
         start = {EMPTY: None, SHOWN: self.memory, **self.forks}[begin_with]
         run = Run(copy.deepcopy(start), chosen, len(ids))
@@ -153,7 +158,7 @@ class Session:
         self._started = True
         run = self.run
         if run is None or not 0 <= index < len(run.ids) or len(run.ids) < run.num_prompt:
-            yield self.feed.send(status_packet("error", "Generate a text first, then choose one of its tokens."))
+            yield self.refuse("Generate a text first, then choose one of its tokens.")
             return
         ids, sampling, source = run.without(index, self.controls)
         again = Run(copy.deepcopy(run.start), sampling, run.num_prompt)

@@ -84,11 +84,16 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
 
     def run(request: gr.Request, text: str, begin_with: str, frozen: bool, off: str, *values: float) -> Iterator[str]:
         session = visitors.session(request)
-        # What was typed may not have been sent on its own yet.
-        session.controls.plastic = not frozen
-        session.controls.slots_off = parse_slots(off, loaded_for(session).model.config.memory_size)
+        try:
+            loaded = loaded_for(session)
+            # What was typed may not have been sent on its own yet.
+            session.controls.plastic = not frozen
+            session.controls.slots_off = parse_slots(off, loaded.model.config.memory_size)
+        except ValueError as error:
+            yield session.refuse(str(error))
+            return
         sampling = dict(zip(controls, values, strict=True))
-        yield from session.generate(loaded_for(session), text, sampling, begin_with, limits)
+        yield from session.generate(loaded, text, sampling, begin_with, limits)
 
     def begin_erasing(event: gr.EventData, request: gr.Request) -> list[Any]:
         visitors.session(request).to_erase = int(event.index)

@@ -83,6 +83,9 @@ def test_slots_can_be_switched_off_by_text_and_by_shift_click(visitor):
     slots.fill("99")
     slots.press("Enter")
     visitor.message(re.compile("'99' is out of range; this model has slots 0 to 15"))
+    visitor.press("Generate")
+    visitor.wait_for_status("error")
+    assert visitor.status() == "Slots switched off: '99' is out of range; this model has slots 0 to 15."
     slots.fill("")
     slots.press("Enter")
     expect(slots).to_have_value("")

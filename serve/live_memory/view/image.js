@@ -35,7 +35,7 @@ const subject = {
     placeMark(find(".chances .column-mark"), index < 0 ? null : index, count, "x");
     const now = columns[index] ?? [];
     [...find(".chances .labels").children].forEach((label, i) => {
-      label.textContent = now.length ? `${classes[i]} ${percent(now[i])}` : classes[i];
+      label.textContent = now.length ? `${classes[i]} · ${percent(now[i])}` : classes[i];
       label.classList.toggle("likeliest", now.length > 0 && now[i] === Math.max(...now));
     });
   },
