@@ -1,7 +1,7 @@
 """Times the page on the shipped checkpoint, in headless Chromium: `python -m benchmarks.app`.
 
 Tokens per second of plain `generate`, of the page's stream on its own, and of the page with a browser watching, on the
-same machine, one after the other in every round. Frames are drawings of all panels. A long session is watched for the
+same machine, one after the other in every round; CPU time is the server's, without the browser's. Frames are drawings of all panels. A long session is watched for the
 time of a drawing and for memory; then several visitors generate at once.
 """
 
@@ -98,16 +98,21 @@ def compare_rates(loaded: LoadedModel, limits: Limits, browser: Browser, url: st
         "page in a browser": watched,
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    work: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(args.rounds + 1):  # the first one warms up
         for name, way in ways.items():
-            begin = time.perf_counter()
+            begin, begin_work = time.perf_counter(), time.process_time()
             way()
             seconds[name].append(time.perf_counter() - begin)
+            work[name].append(time.process_time() - begin_work)
     plain = seconds["generate"][1:]
-    print(f"\n{args.tokens} tokens, median of {args.rounds}{'tokens/s':>14}{'of generate':>13}")
+    print(f"\n{args.tokens} tokens, median of {args.rounds}{'tokens/s':>14}{'of generate':>13}{'CPU ms/token':>14}")
     for name, times in seconds.items():
         ratio = statistics.median(mine / theirs for mine, theirs in zip(plain, times[1:], strict=True))
-        print(f"{name:24}{args.tokens / statistics.median(times[1:]):14.0f}{100 * ratio:11.0f} %")
+        milliseconds = 1000 * statistics.median(work[name][1:]) / args.tokens
+        print(f"{name:24}{args.tokens / statistics.median(times[1:]):14.0f}{100 * ratio:11.0f} %{milliseconds:14.2f}")
+    written = statistics.median(tokens_per_second(drawings) for drawings in drawn[1:])
+    print(f"the page, from its first to its last new token: {written:.0f} tokens/s")
     rates = [frames_per_second(drawings) for drawings in drawn[1:]]
     print(f"frames drawn per second while writing: {statistics.median(rates):.1f} (lowest of a text: {min(rates):.1f})")
     tab.context.close()
@@ -165,6 +170,14 @@ def frames_per_second(drawings: list[list[float]]) -> float:
     """Drawings between the first and the last that showed another number of tokens than the one before."""
     fresh = [now for (now, tokens, _), (_, before, _) in zip(drawings[1:], drawings, strict=False) if tokens > before]
     return (len(fresh) - 1) / (fresh[-1] - fresh[0]) * 1000 if len(fresh) > 1 else 0.0
+
+
+def tokens_per_second(drawings: list[list[float]]) -> float:
+    """Tokens that arrived between the first drawing that shows any and the last, without what starts and ends a run."""
+    restart = max((i for i in range(1, len(drawings)) if drawings[i][1] < drawings[i - 1][1]), default=0)
+    shown = [(now, tokens) for now, tokens, _ in drawings[restart:] if tokens]
+    (first, before), (last, after) = shown[0], next(entry for entry in shown if entry[1] == shown[-1][1])
+    return (after - before) / (last - first) * 1000 if last > first else float("inf")
 
 
 def watch_long_session(browser: Browser, url: str, tokens: int) -> None:

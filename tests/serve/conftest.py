@@ -18,7 +18,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf
 from serve.live_memory.page import open_page
 
-SECONDS_PER_STEP = 0.02  # slow enough to be watched and stopped
+SECONDS_PER_STEP = 0.01  # slow enough to be watched and stopped
 CHROMIUM_FLAGS = [
     "--no-sandbox",
     "--disable-gpu",

@@ -129,8 +129,8 @@ def test_four_visitors_at_once_each_make_progress(serve, make_model, tokenizer):
     model.register_forward_pre_hook(watch)
     page = serve(LoadedModel(ModelChoice("tiny"), model, tokenizer, "text"))
     clients = [Client(page.local_url, verbose=False) for _ in range(4)]
-    jobs = [c.submit(PROMPT, 60, 0, api_name="/generate") for c in clients]
-    answers = [job.result(timeout=60) for job in jobs]
+    jobs = [c.submit(PROMPT, 30, 0, api_name="/generate") for c in clients]
+    answers = [job.result(timeout=150) for job in jobs]
     assert len({answer["text"] for answer in answers}) == 1
     assert max(together) == 4
     assert together.index(4) < len(together) / 2

@@ -1,4 +1,4 @@
-"""What a visitor can do between and during runs: erase a write, keep memories as files and forks, choose a model."""
+"""What a visitor can do between and during runs: erase a write, keep memories as files and forks."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ from hf_engram import load_memory, save_memory
 from hf_engram.traces import counterfactual
 from serve.live_memory.controls import Controls, format_slots, parse_slots
 from serve.live_memory.limits import Limits
-from serve.live_memory.models import ModelChoice, ModelShelf
+from serve.live_memory.models import ModelChoice, load_model
 from serve.live_memory.packets import traces
 from serve.live_memory.session import EMPTY, SHOWN, Session
 
@@ -315,70 +315,10 @@ def test_controls_clear_once():
     assert [controls.next(0, 1)[0].cleared for _ in range(2)] == [True, False]
 
 
-@pytest.fixture
-def shelf(loaded, text_folder):
-    return ModelShelf([loaded], capacity=1, folders=[text_folder.parent])
-
-
-def test_checkpoints_below_the_allowed_folders_can_be_chosen(shelf, text_folder, image_folder):
-    text = shelf.get(shelf.check(str(text_folder), "", False))
-    image = shelf.get(shelf.check(f"{image_folder}/", "", False))
-    assert (text.reads, image.reads) == ("text", "image")
-    assert shelf.get(image.choice) is image
-    assert shelf.get(text.choice) is not text  # there is room for one
-
-
-@pytest.mark.parametrize(
-    "name", ["/etc", "/no/such/folder", "../..", "~/models", "{folder}/../../etc", "{folder}/link"]
-)
-def test_folders_outside_are_refused_whether_they_exist_or_not(shelf, text_folder, tmp_path, name):
-    link = text_folder.parent / "link"
-    if not link.exists():
-        link.symlink_to(tmp_path)
-    with pytest.raises(ValueError, match="is outside the folders that this page may read checkpoints from"):
-        shelf.check(name.format(folder=text_folder.parent), "", False)
-
-
-@pytest.mark.parametrize(
-    ("name", "trust", "sentence"),
-    [
-        ("", False, "Write the id of a model"),
-        ("a/b/c", False, "neither a model id"),
-        ("user/model", True, "does not run code that comes with a model"),
-    ],
-)
-def test_what_cannot_be_chosen_is_refused_with_a_sentence(shelf, name, trust, sentence):
-    with pytest.raises(ValueError, match=sentence):
-        shelf.check(name, "", trust)
-
-
-def test_a_folder_without_an_engram_model_is_refused_with_a_sentence(shelf, text_folder):
-    folder = text_folder.parent / "bert"
-    folder.mkdir()
-    (folder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
-    with pytest.raises(ValueError, match="was not loaded: it is a 'bert' model"):
-        shelf.get(ModelChoice(str(folder)))
-    (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="was not loaded: "):
-        shelf.get(ModelChoice(str(folder)))
-
-
-def test_code_that_comes_with_a_checkpoint_is_not_run_without_the_tick(shelf, text_folder, tmp_path):
-    folder = text_folder.parent / "with-code"
-    folder.mkdir()
-    ran = tmp_path / "ran"
-    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}, "architectures": ["EnnForCausalLM"]}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="run only if you tick that you trust its author"):
-        shelf.get(ModelChoice(str(folder)))
-    assert not ran.exists()
-
-
-def test_another_model_means_another_memory(session, loaded, shelf, text_folder):
+def test_another_model_means_another_memory(session, loaded, text_folder):
     generate(session, loaded)
     session.fork(LIMITS)
-    packet = json.loads(session.choose(shelf.get(ModelChoice(str(text_folder)))))
+    packet = json.loads(session.choose(load_model(ModelChoice(str(text_folder)))))
     assert packet["kind"] == "model"
     assert session.memory is None
     assert session.beginnings() == [EMPTY, SHOWN]

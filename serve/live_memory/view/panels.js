@@ -20,14 +20,17 @@ function drawMap(canvas, columns, rows, colourOf) {
 }
 
 // A bar per slot, and a line where every bar would end if recall were even. Slots that are off are hatched.
-function drawRecall(canvas, recall, max, slotsOff, ink) {
+function drawRecall(canvas, recall, max, slotsOff, { bar, ink }) {
   const scale = window.devicePixelRatio;
-  canvas.width = canvas.clientWidth * scale;
-  canvas.height = canvas.clientHeight * scale;
+  const size = [canvas.clientWidth * scale, canvas.clientHeight * scale].map(Math.round);
+  if (canvas.width !== size[0]) canvas.width = size[0];
+  if (canvas.height !== size[1]) canvas.height = size[1];
   if (!canvas.width) return;
   const context = canvas.getContext("2d");
+  context.clearRect(0, 0, ...size);
   const row = canvas.height / recall.length;
-  context.fillStyle = getComputedStyle(canvas).color;
+  context.globalAlpha = 1;
+  context.fillStyle = bar;
   if (max) recall.forEach((share, n) => context.fillRect(0, n * row, (share / max) * canvas.width, Math.max(1, row * 0.75)));
   context.fillStyle = ink;
   if (max) context.fillRect(canvas.width / recall.length / max, 0, scale, canvas.height);

@@ -97,6 +97,7 @@ function draw() {
   if (!view.model) return;
   const run = activeRun();
   const index = current();
+  if (view.isDark !== isDark()) dress();
   const columns = isImage && run.tokens.length ? Math.min(240, run.tokens.length) : Math.max(40, Math.min(240, Math.floor(find(".norms .plot").clientWidth / 3)));
   keepInWindow(index, columns);
   drawSlots(run, index);
@@ -114,6 +115,14 @@ function draw() {
   view.milliseconds = performance.now() - begun;
 }
 
+// What depends on light or dark alone.
+function dress() {
+  view.isDark = isDark();
+  view.colours = { bar: getComputedStyle(find(".recall canvas")).color, ink: getComputedStyle(element).color };
+  for (const scale of [".trace .scale", ".writers .scale"]) drawMap(find(scale), 256, 1, (_, i) => divergingPalette()[i]);
+  drawMap(find(".norms .scale"), 256, 1, (_, i) => palettes.sequential[i]);
+}
+
 // The panels over time show a window that moves when the token shown leaves it.
 function keepInWindow(index, columns) {
   if (view.hovered !== null) return;
@@ -128,10 +137,9 @@ function drawSlots(run, index) {
   const token = run.tokens[index];
   const palette = divergingPalette();
   const recall = token ? ofLayer(token.recall, view.layer, slots) : new Float32Array(slots);
-  drawRecall(find(".recall canvas"), recall, maxima.recall, index === newest() ? view.slotsOff : token.slotsOff, getComputedStyle(element).color);
+  drawRecall(find(".recall canvas"), recall, maxima.recall, index === newest() ? view.slotsOff : token.slotsOff, view.colours);
   const trace = run.traceAfter(index, view.layer);
   drawMap(find(".trace .plot canvas"), width, slots, (n, h) => diverging(palette, trace[n * width + h], maxima.trace));
-  for (const scale of [".trace .scale", ".writers .scale"]) drawMap(find(scale), 256, 1, (_, i) => palette[i]);
   for (const mark of element.querySelectorAll(".slotted .row-mark")) placeMark(mark, currentSlot(), slots, "y");
   show(".last-slot", slots - 1);
   show(".recall .maximum", maxima.recall ? percent(maxima.recall) : "");
@@ -148,7 +156,6 @@ function drawTimes(run, index, columns) {
     const token = run.tokens[from + t];
     return token && sequential(palettes.sequential, token.norms[layer * slots + n], maxima.norm);
   });
-  drawMap(find(".norms .scale"), 256, 1, (_, i) => palettes.sequential[i]);
   drawOrigins(find(".origins canvas"), run.tokens, from, columns, layer, ORIGIN_COLOURS);
   drawWriters(find(".writers .plot canvas"), run, from, columns, layer, divergingPalette());
   for (const mark of element.querySelectorAll(".timed .column-mark")) placeMark(mark, index < 0 ? null : index - from, columns, "x");
@@ -196,6 +203,8 @@ function showOrigins(origins) {
 
 function showCandidates(token) {
   const list = find(".candidates ol");
+  if (list.shown === token) return;
+  list.shown = token;
   show(".candidates .title", token?.candidates.length ? `${quoted(token)} had ${percent(token.probability)}; most likely were` : "");
   const rows = (token?.candidates ?? []).map(([text, probability]) => {
     const row = document.createElement("li");
