@@ -1,8 +1,9 @@
 """Times the page on the shipped checkpoint, in headless Chromium: `python -m benchmarks.app`.
 
 Tokens per second of plain `generate`, of the page's stream on its own, and of the page with a browser watching, on the
-same machine, one after the other in every round; CPU time is the server's, without the browser's. Frames are drawings of all panels. A long session is watched for the
-time of a drawing and for memory; then several visitors generate at once.
+same machine, one after the other in every round; CPU time is the server's, without the browser's. Frames are drawings
+of the memory. A long session is watched for the time of a drawing and for memory; then several visitors generate at
+once.
 """
 
 import argparse

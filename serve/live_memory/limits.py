@@ -30,5 +30,5 @@ class Limits:
     forks: int = 6
     upload_bytes: int = 64 * 2**20
     models: int = 3
-    packets_per_second: int = 30
+    packets_per_second: int = 25
     candidates: int = 5

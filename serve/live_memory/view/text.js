@@ -5,6 +5,7 @@ class TokenText {
     this.node = node;
     this.node.replaceChildren();
     this.spans = [];
+    this.waiting = []; // to be put on the page with the next drawing
     this.shaded = [];
     this.marked = {};
     this.atEnd = true; // until the reader scrolls back
@@ -17,7 +18,12 @@ class TokenText {
     span.dataset.index = this.spans.length;
     span.className = classes;
     this.spans.push(span);
-    this.node.append(span);
+    this.waiting.push(span);
+  }
+
+  flush() {
+    if (this.waiting.length) this.node.append(...this.waiting);
+    this.waiting = [];
   }
 
   // Once per frame: reading a height makes the browser lay out the text.

@@ -24,6 +24,7 @@ const view = {
   from: 0, // first token of the panels over time
   number: 0,
   drawings: 0,
+  textDrawn: 0, // when
   drawRequested: false,
 };
 
@@ -102,16 +103,15 @@ function draw() {
   keepInWindow(index, columns);
   drawSlots(run, index);
   drawTimes(run, index, columns);
-  drawText(run, index);
+  // Text costs the browser more than pictures: while it is being written, it is drawn ten times a second.
+  const isLive = view.runs.at(-1).status === "running" && view.hovered === null && view.pinned === null;
+  if (isLive && begun - view.textDrawn < 100) setTimeout(requestDraw, 100);
+  else {
+    view.textDrawn = begun;
+    drawText(run, index);
+  }
   if (isImage) subject.draw(run, index);
   view.drawings += 1;
-  Object.assign(element.dataset, {
-    status: view.runs.at(-1).status,
-    tokens: view.runs.at(-1).tokens.length,
-    current: index,
-    packets: view.number,
-    drawings: view.drawings,
-  });
   view.milliseconds = performance.now() - begun;
 }
 
@@ -170,6 +170,7 @@ function drawText(run, index) {
   const slot = currentSlot();
   const writers = !token ? [] : slot === null ? run.writers(index, view.layer) : run.writersOfSlot(index, view.layer, slot);
   view.texts.forEach((text, which) => {
+    text.flush();
     const isActive = view.runs[which] === run;
     text.shade(isActive ? writers : [], divergingPalette());
     text.mark("current", isActive ? index : null);
@@ -193,6 +194,8 @@ function drawText(run, index) {
   showOrigins(token?.origins[view.layer]);
   showCandidates(token);
   showComparison();
+  const { status, tokens } = view.runs.at(-1);
+  Object.assign(element.dataset, { status, tokens: tokens.length, current: index, packets: view.number });
 }
 
 function showOrigins(origins) {
