@@ -139,7 +139,6 @@ def open_tab(browser: Browser, url: str) -> Page:
     tab = browser.new_context(viewport={"width": 1280, "height": 1000}).new_page()
     tab.goto(url)
     tab.wait_for_selector("#memory [data-status=idle]")
-    tab.get_by_role("button", name="Sampling").click()
     tab.evaluate(WATCH)
     return tab
 

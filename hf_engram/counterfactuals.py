@@ -27,7 +27,7 @@ class ProbabilityChange(NamedTuple):
     after: float  # without it
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Counterfactual:
     """A text read twice, the second time without the writes of some tokens.
 
@@ -44,6 +44,9 @@ class Counterfactual:
     original_logits: Tensor
     logits_without: Tensor
     tokenizer: PreTrainedTokenizerBase | None
+
+    def __repr__(self) -> str:
+        return f"Counterfactual(erased={self.erased}, tokens={len(self.original)})"
 
     @cached_property
     def total_variation(self) -> Tensor:

@@ -3,6 +3,7 @@
 Colours are ones that colour-blind people can tell apart: the map cividis, and four of the palette of Okabe and Ito.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,12 +70,15 @@ def plot_parts(layer: LayerRecording, axes: Axes) -> None:
         base = np.where(values >= 0, top, bottom)  # what speaks against the recalled memory hangs below zero
         axes.bar(np.arange(len(layer)), values, 1, base, label=PART_NAMES[name], color=PART_COLOURS[name], **EDGE)
         top, bottom = top + values.clip(min=0), bottom + values.clip(max=0)
+    first = layer.attribution.first_inexact
+    if first is not None:
+        axes.axvline(first - 0.5, color="black", linestyle="--", linewidth=1, label="clipped from here on")
     axes.axhline(0, color="black", linewidth=0.8)
     axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     axes.set_ylabel("contribution")
-    axes.set_title("Where recalled memories came from", loc="left")
-    axes.legend(loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0, ncols=2, frameon=False, fontsize="small")
-    mark_inexact(layer, axes)
+    legend = axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize="small")
+    lines = -(-len(legend.get_texts()) // 3)
+    axes.set_title("Where recalled memories came from", loc="left", pad=6 + 14 * lines)
     name_tokens(axes, layer.tokens, "x")
 
 
@@ -107,10 +111,7 @@ def plot_attribution(layer: LayerRecording, axes: Axes) -> None:
     axes.set_xlabel("written by")
     axes.set_ylabel("recalled by")
     name_tokens(axes, layer.tokens, "y")
-    name_tokens(axes, layer.tokens, "x")
-    places, names = axes.get_xticks(), [label.get_text() for label in axes.get_xticklabels()]
-    places = [*(np.arange(columns) - gap), *places]
-    axes.set_xticks(places, [*(PART_NAMES[name] for name in shown), *names], fontsize="small", parse_math=False)
+    name_tokens(axes, layer.tokens, "x", {place - gap: PART_NAMES[name] for place, name in enumerate(shown)})
 
 
 def slot_map(values: np.ndarray, label: str, axes: Axes) -> None:
@@ -121,23 +122,15 @@ def slot_map(values: np.ndarray, label: str, axes: Axes) -> None:
     axes.set_ylabel("slot")
 
 
-def mark_inexact(layer: LayerRecording, axes: Axes) -> None:
-    """A line where the clip makes the attribution inexact."""
-    first = layer.attribution.first_inexact
-    if first is not None:
-        axes.axvline(first - 0.5, color="black", linestyle="--", linewidth=1)
-        axes.annotate("clipped from here on", (first - 0.5, 1), xycoords=("data", "axes fraction"), va="top")
-
-
-def name_tokens(axes: Axes, names: tuple[str, ...] | list[str], axis: str) -> None:
-    """Name the ticks of an axis after tokens, at most `MAX_TICKS` of them."""
-    every = -(-len(names) // MAX_TICKS)
-    places = np.arange(0, len(names), every)
-    labels = [visible(names[place]) for place in places]
+def name_tokens(axes: Axes, tokens: Sequence[str], axis: str, others: dict[float, str] | None = None) -> None:
+    """Name the ticks of an axis after tokens, at most `MAX_TICKS` of them, and after what is at other places."""
+    every = -(-len(tokens) // MAX_TICKS)
+    names = {**(others or {}), **{place: visible(tokens[place]) for place in range(0, len(tokens), every)}}
+    style = {"fontsize": "small", "parse_math": False}
     if axis == "x":
-        axes.set_xticks(places, labels, rotation=90, fontsize="small", parse_math=False)
+        axes.set_xticks([*names], names.values(), rotation=90, **style)
     else:
-        axes.set_yticks(places, labels, fontsize="small", parse_math=False)
+        axes.set_yticks([*names], names.values(), **style)
 
 
 def visible(token: str) -> str:
@@ -148,25 +141,28 @@ def visible(token: str) -> str:
 def plot_counterfactual(result: "Counterfactual", step: int = -1, count: int = 10) -> Figure:
     """How far predictions moved after each token, and the next tokens after `step` whose probability changed most."""
     tokens = result.original.tokens
-    figure = Figure(figsize=(float(np.clip(0.16 * len(tokens), 5, 11)) + 4.5, 4.5), layout="constrained")
+    figure = Figure(figsize=(float(np.clip(0.16 * len(tokens), 5, 11)) + 4.5, 5), layout="constrained")
     moved, changed = figure.subplots(1, 2, width_ratios=(3, 2))
 
+    erased = ", ".join(f"“{visible(tokens[step])}”" for step in result.erased)
     moved.bar(np.arange(len(tokens)), result.total_variation.numpy(), 1, color=PART_COLOURS["bank"], **EDGE)
-    for erased in result.erased:
-        moved.axvline(erased, color=PART_COLOURS["tokens"], linewidth=2)
-    moved.set_ylabel("total variation of the next-token probabilities")
-    moved.set_title("How far predictions move without the erased write")
+    for place in result.erased:
+        moved.axvline(place, color=PART_COLOURS["tokens"], linewidth=2)
+    figure.suptitle(f"Without the write of {erased}")
+    moved.set_ylabel("total variation")
+    moved.set_title("How far next-token probabilities move", loc="left")
     name_tokens(moved, tokens, "x")
 
     changes = result.most_changed(step, count)[::-1]
+    differences = np.array([change.after - change.before for change in changes])
+    colours = [PART_COLOURS["tokens" if difference > 0 else "bank"] for difference in differences]
     places = np.arange(len(changes))
-    before, after = np.array([(change.before, change.after) for change in changes]).T
-    changed.hlines(places, before, after, color="grey")
-    changed.plot(before, places, "o", color=PART_COLOURS["bank"], label="as it was")
-    changed.plot(after, places, "D", color=PART_COLOURS["tokens"], label="without the write")
+    changed.barh(places, 100 * differences, color=colours)
+    values = changed.secondary_yaxis("right")
+    values.set_yticks(places, [f"{change.before:.2%} → {change.after:.2%}" for change in changes], fontsize="small")
+    values.tick_params(length=0)
+    changed.axvline(0, color="black", linewidth=0.8)
     name_tokens(changed, [change.token for change in changes], "y")
-    changed.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    changed.set_xlabel("probability of being next")
-    changed.set_title(f"After “{visible(tokens[step])}” (token {step % len(tokens)})")
-    changed.legend(frameon=False)
+    changed.set_xlabel("change in probability (percentage points)")
+    changed.set_title(f"Next token after “{visible(tokens[step])}” (token {step % len(tokens)})", loc="left")
     return figure

@@ -11,9 +11,9 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
-from .masks_enn import padding_mask
+from .masks_enn import padding_mask, slots_by_layer, write_steps
 from .modeling_enn import EnnModel, EnnModelOutput, EnnPreTrainedModel
-from .ops_enn import encode, state_dtype
+from .ops_enn import state_dtype
 from .recordings import LayerRecording, Recording
 
 
@@ -25,9 +25,9 @@ class Packet(NamedTuple):
     encodings: tuple[Tensor, ...]  # per layer [B, T, H], in the model's dtype
     valid: Tensor | None  # bool [B, T]; False at padding
     restart: Tensor | None  # bool [B, T]; True where the memory was cleared before the token
-    write_mask: Tensor | None  # bool [B, T]; False where the token wrote nothing
+    writes: Tensor | None  # bool [B, T]; False where the token wrote nothing
     plastic: bool  # False: the memory neither decayed nor was written
-    slot_mask: Tensor | None  # bool [N]; False for slots that were switched off
+    slots: list[Tensor | None]  # per layer bool [N]; False for slots that were switched off
 
 
 class Recorder:
@@ -62,7 +62,7 @@ class Recorder:
         self.packets: list[Packet] = []
         self._backbone: EnnModel = model.base_model
         self._carried: list[Tensor | None] = []
-        self._last_traces: list[Tensor | None] | None = None  # None when the run has left no state to go on from
+        self._last_traces: list[Tensor | None] = []  # empty when the run has left no state to go on from
         self._handles: list[RemovableHandle] = []
         self._thread = 0
 
@@ -112,9 +112,9 @@ class Recorder:
                     recall=recall[row, valid].to(dtype),
                     encodings=encodings[row, valid].to(dtype),
                     plastic=run.plastic[valid],
-                    written=run.plastic[valid] & run.write_mask[row, valid],
+                    written=run.plastic[valid] & run.writes[row, valid],
                     restart=run.restart[row, valid],
-                    open_slots=run.slot_mask[valid],
+                    active_slots=run.slots[index][valid],
                     bank=bank,
                     carried_trace=torch.zeros_like(bank) if carried is None else carried[row].detach().to("cpu", dtype),
                     settings=cell.settings,
@@ -126,7 +126,7 @@ class Recorder:
         if threading.get_ident() != self._thread:
             return None
         kwargs = bound(backbone, args, kwargs)
-        self._check_mode(kwargs)
+        self._check_call(kwargs)
         traces = traces_of(kwargs.get("past_key_values"))
         if not self.packets:
             self._carried = traces or [None] * len(backbone.layers)
@@ -135,28 +135,30 @@ class Recorder:
                 "The memory is not the one that the last recorded step left behind. A recording follows one memory: "
                 "decode with use_cache=True and without beams, and use a new Recorder for a new run."
             )
-        return (), {**kwargs, "output_recall": True, "output_hidden_states": True}
+        return (), {**kwargs, "output_recall": True, "output_encodings": True}
 
     def _after(self, backbone: EnnModel, args: tuple, kwargs: dict[str, Any], outputs: EnnModelOutput) -> None:
         if threading.get_ident() != self._thread:
             return
-        encodings = encodings_of(backbone, outputs)
-        position_ids = kwargs.get("position_ids")
+        [first, *_], position_ids = outputs.encodings, kwargs.get("position_ids")
         self.packets.append(
             Packet(
                 input_ids=kwargs.get("input_ids"),
                 recall=tuple(recall.detach() for recall in outputs.recall),
-                encodings=tuple(encoding.detach() for encoding in encodings),
-                valid=padding_mask(kwargs.get("attention_mask"), encodings[0]),
-                restart=None if position_ids is None else (position_ids == 0).expand(encodings[0].shape[:2]),
-                write_mask=kwargs.get("write_mask"),
+                encodings=tuple(encoding.detach() for encoding in outputs.encodings),
+                valid=padding_mask(kwargs.get("attention_mask"), first),
+                restart=None if position_ids is None else (position_ids == 0).expand(first.shape[:2]),
+                writes=write_steps(kwargs.get("write_mask"), first),
                 plastic=kwargs.get("plastic", True),
-                slot_mask=kwargs.get("slot_mask"),
+                slots=slots_by_layer(kwargs.get("slot_mask"), backbone.config),
             )
         )
-        self._last_traces = traces_of(kwargs.get("past_key_values") or outputs.past_key_values)
+        given = kwargs.get("past_key_values")
+        self._last_traces = traces_of(outputs.past_key_values if given is None else given)
 
-    def _check_mode(self, kwargs: dict[str, Any]) -> None:
+    def _check_call(self, kwargs: dict[str, Any]) -> None:
+        if kwargs.get("return_dict", self._backbone.config.return_dict) is False:
+            raise ValueError("return_dict is False: outputs without names cannot be recorded; pass return_dict=True.")
         if self._backbone.training:
             raise ValueError("The model is in training mode, in which memories are noisy: call `model.eval()` first.")
         rows = len(kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"])
@@ -195,7 +197,7 @@ def record(
 
 
 def join(packets: list[Packet]) -> Packet:
-    """All packets of a run as one, on the CPU, with no mask left out and `plastic` and `slot_mask` per token."""
+    """All packets of a run as one, on the CPU, with no mask left out, and `plastic` and `slots` per token."""
 
     def along_time(values: list[Tensor]) -> Tensor:
         return torch.cat(values, dim=1).cpu()
@@ -208,8 +210,12 @@ def join(packets: list[Packet]) -> Packet:
 
     layers = range(len(packets[0].recall))
     steps = [packet.recall[0].shape[1] for packet in packets]
-    slots = torch.ones(packets[0].recall[0].shape[-1], dtype=torch.bool)
-    slot_masks = [slots if packet.slot_mask is None else packet.slot_mask.cpu() for packet in packets]
+
+    def active_slots(layer: int) -> Tensor:
+        every = torch.ones(packets[0].recall[layer].shape[-1], dtype=torch.bool)
+        given = (packet.slots[layer] for packet in packets)
+        return torch.cat([(every if m is None else m.cpu()).expand(n, -1) for m, n in zip(given, steps, strict=True)])
+
     ids = [packet.input_ids for packet in packets]
     return Packet(
         input_ids=None if any(i is None for i in ids) else along_time(ids),
@@ -217,9 +223,9 @@ def join(packets: list[Packet]) -> Packet:
         encodings=tuple(along_time([packet.encodings[index] for packet in packets]) for index in layers),
         valid=masks("valid", True),
         restart=masks("restart", False),
-        write_mask=masks("write_mask", True),
+        writes=masks("writes", True),
         plastic=torch.cat([torch.full((n,), packet.plastic) for n, packet in zip(steps, packets, strict=True)]),
-        slot_mask=torch.cat([mask.expand(n, -1) for n, mask in zip(steps, slot_masks, strict=True)]),
+        slots=[active_slots(layer) for layer in layers],
     )
 
 
@@ -232,20 +238,10 @@ def token_texts(token_ids: Tensor | None, count: int, tokenizer: PreTrainedToken
     return tuple(tokenizer.batch_decode(token_ids[:, None]))
 
 
-def encodings_of(backbone: EnnModel, outputs: EnnModelOutput) -> list[Tensor]:
-    """Per layer, what was written `[B, T, H]`, from the inputs of the layers."""
-    encodings = []
-    for layer, x in zip(backbone.layers, outputs.hidden_states[:-1], strict=True):
-        x = x if layer.input_norm is None else layer.input_norm(x)
-        encodings.append(encode(x, layer.cell.weights(), layer.cell.settings))
-    return encodings
-
-
 def bound(backbone: EnnModel, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call of the backbone by name."""
-    return (
-        {**dict(zip(inspect.signature(backbone.forward).parameters, args, strict=False)), **kwargs} if args else kwargs
-    )
+    names = inspect.signature(backbone.forward).parameters if args else ()
+    return {**dict(zip(names, args, strict=False)), **kwargs}
 
 
 def traces_of(past_key_values: Cache | None) -> list[Tensor | None]:

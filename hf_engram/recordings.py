@@ -1,12 +1,4 @@
-"""What a memory did while a sequence was read, and where every recalled memory came from.
-
-The recall of a step is linear in what the bank holds and in what was written before (η rate, s scale of the trace,
-λ = 1 - η, d decaying steps in between):
-
-    m_t = a_t M + s λ^d a_t A_0 + Σ_{r<t} R[t,r] z_r,    R[t,r] = s η λ^d (a_t · a_r)
-
-so that R says, exactly, how strongly the write of token r speaks in what token t recalls. An active clip breaks the
-linearity; what it changed is kept apart, in a part of its own.
+"""What a memory did while a sequence was read.
 
 Letters in shapes: T tokens (padding left out), N memory slots, H hidden width.
 """
@@ -20,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .attribution import Attribution, Parts
 from .ops_enn import CellSettings
 
 if TYPE_CHECKING:
@@ -31,85 +24,15 @@ WHOLE_PARTS = ("bank", "carried", "clip")
 TABLES = ("attribution", "slots")
 
 
-class Parts(NamedTuple):
-    """One number for every part of every recalled memory."""
-
-    bank: Tensor  # [T], the learned slots
-    carried: Tensor  # [T], the memory that was there before the first recorded token
-    tokens: Tensor  # [T, T], what the token of the column wrote; zero unless it came before the token of the row
-    clip: Tensor  # [T], what clipping the trace changed; zero where the attribution is exact
-
-
-@dataclass(frozen=True)
-class Attribution:
-    """Where each recalled memory came from: `recalled = bank + carried + coefficients @ encodings + clip`.
-
-    Attributes:
-        recalled: the memory that each token recalled `[T, H]`.
-        bank: its part from the learned slots `[T, H]`.
-        carried: its part from the memory that was there before the first recorded token `[T, H]`.
-        coefficients: R, the weight of what token r wrote in what token t recalled `[T, T]`.
-        encodings: what each token wrote, `[T, H]`.
-        clip: what clipping changed `[T, H]`; zero where `exact`.
-        exact: bool `[T]`; `False` from the first recall that reads an entry which the clip has changed, until the
-            memory is cleared. There, the coefficients are those of a memory without a clip.
-    """
-
-    recalled: Tensor
-    bank: Tensor
-    carried: Tensor
-    coefficients: Tensor
-    encodings: Tensor
-    clip: Tensor
-    exact: Tensor
-
-    @cached_property
-    def first_inexact(self) -> int | None:
-        """The first token whose recall is not fully attributed; `None` when all are exact."""
-        inexact = (~self.exact).nonzero()
-        return int(inexact[0]) if len(inexact) else None
-
-    @cached_property
-    def share(self) -> Parts:
-        """Length of each part, divided by the length of the recalled memory. Zero where nothing was recalled.
-
-        Parts may point in different directions, so shares do not sum to 1; contributions do.
-        """
-        length = self.recalled.norm(dim=-1)
-        scale = torch.where(length > 0, 1 / length, 0)
-        return Parts(
-            bank=self.bank.norm(dim=-1) * scale,
-            carried=self.carried.norm(dim=-1) * scale,
-            tokens=self.coefficients.abs() * self.encodings.norm(dim=-1) * scale[:, None],
-            clip=self.clip.norm(dim=-1) * scale,
-        )
-
-    @cached_property
-    def contribution(self) -> Parts:
-        """Each part projected on the recalled memory: `part · recalled / |recalled|²`.
-
-        Negative where a part speaks against what was recalled. The contributions to a token sum to 1 (to 0 where
-        nothing was recalled).
-        """
-        squared = self.recalled.square().sum(-1, keepdim=True)
-        direction = torch.where(squared > 0, self.recalled / squared, 0)
-        return Parts(
-            bank=(self.bank * direction).sum(-1),
-            carried=(self.carried * direction).sum(-1),
-            tokens=self.coefficients * (direction @ self.encodings.T),
-            clip=(self.clip * direction).sum(-1),
-        )
-
-
 class Replay(NamedTuple):
     """The memory once more, step by step."""
 
     recalled: Tensor  # [T, H]
     trace_norms: Tensor  # [T, N], after each token
-    clipped: Tensor  # bool [T]; the clip acted on the write of this token
+    clipped: Tensor  # bool [T, N]; the clip acted on this slot when the token wrote
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LayerRecording:
     """One layer's memory while one sequence was read.
 
@@ -124,7 +47,7 @@ class LayerRecording:
         plastic: bool `[T]`; `False` where plasticity was frozen: the trace neither decayed nor was written.
         written: bool `[T]`; `False` where the token wrote nothing.
         restart: bool `[T]`; `True` where the memory was cleared before the token.
-        open_slots: bool `[T, N]`; `False` for slots that were switched off.
+        active_slots: bool `[T, N]`; `False` for slots that were switched off.
         bank: the learned slots `[N, H]`.
         carried_trace: the trace before the first token `[N, H]`.
         settings: the cell's constants.
@@ -137,7 +60,7 @@ class LayerRecording:
     plastic: Tensor
     written: Tensor
     restart: Tensor
-    open_slots: Tensor
+    active_slots: Tensor
     bank: Tensor
     carried_trace: Tensor
     settings: CellSettings
@@ -145,10 +68,14 @@ class LayerRecording:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    def __repr__(self) -> str:
+        slots, width = self.bank.shape
+        return f"LayerRecording(layer={self.layer}, tokens={len(self)}, slots={slots}, width={width})"
+
     @cached_property
     def writes(self) -> Tensor:
         """How much of its encoding each token added to each slot `[T, N]`: `hebbian_lr · recall`, 0 if not written."""
-        return self.settings.hebbian_lr * self.recall * (self.written[:, None] & self.open_slots)
+        return self.settings.hebbian_lr * self.recall * (self.written[:, None] & self.active_slots)
 
     @property
     def recalled(self) -> Tensor:
@@ -162,7 +89,7 @@ class LayerRecording:
 
     @property
     def clipped(self) -> Tensor:
-        """Bool `[T]`: the clip acted on the write of this token."""
+        """Bool `[T, N]`: the clip acted on this slot when the token wrote."""
         return self._replay.clipped
 
     def trace(self, step: int = -1) -> Tensor:
@@ -178,20 +105,20 @@ class LayerRecording:
 
     @cached_property
     def attribution(self) -> Attribution:
-        """Where each recalled memory came from; takes O(T²) memory."""
+        """Where each recalled memory came from (`hf_engram.attribution`); takes O(T²) memory."""
         settings, recall = self.settings, self.recall
         coefficients = recall.new_zeros(len(self), len(self))
         carry = torch.empty_like(recall)
         # Slots that were always on and off together decay alike: one decay matrix for each such group.
-        patterns, group_of_slot = self.open_slots.unique(dim=1, return_inverse=True)
+        patterns, group_of_slot = self.active_slots.unique(dim=1, return_inverse=True)
         for group, pattern in enumerate(patterns.T):
             slots = group_of_slot == group
-            decay, carry[:, slots] = self._decay(self.plastic & pattern)
+            decay, carry[:, slots] = self._decay(self.plastic & pattern, self.restart & pattern)
             coefficients += decay * (recall[:, slots] @ self.writes[:, slots].T)
         coefficients *= settings.trace_scale
         bank = recall @ self.bank
         carried = settings.trace_scale * ((carry * recall) @ self.carried_trace)
-        exact = self._before_any_clip()
+        exact = self._exact()
         clip = self.recalled - (bank + carried + coefficients @ self.encodings)
         return Attribution(
             recalled=self.recalled,
@@ -242,41 +169,46 @@ class LayerRecording:
         return Replay(*(torch.stack(values) for values in zip(*steps, strict=True)))
 
     def _steps(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each token: the recalled memory `[H]`, the trace after it `[N, H]`, and whether the clip acted on it."""
+        """For each token: the recalled memory `[H]`, the trace after it `[N, H]`, which slots were clipped `[N]`."""
         eta, scale, clip = self.settings.hebbian_lr, self.settings.trace_scale, self.settings.trace_clip
-        trace, unclipped = self.carried_trace, torch.tensor(False)
-        changing = self.plastic[:, None] & self.open_slots  # [T, N]
-        decay = 1 - eta * changing.to(trace)
+        trace, clipped = self.carried_trace, torch.zeros_like(self.active_slots[0])
+        changing = self.plastic[:, None] & self.active_slots  # [T, N]
+        keep = 1 - eta * changing.to(trace)
         for t in range(len(self)):
             if self.restart[t]:
-                trace = torch.zeros_like(trace)
+                trace = trace.masked_fill(self.active_slots[t, :, None], 0)
             recalled = self.recall[t] @ (self.bank + scale * trace)
-            written = decay[t, :, None] * trace + self.writes[t, :, None] * self.encodings[t]
-            trace, clipped = written, unclipped
+            trace = keep[t, :, None] * trace + self.writes[t, :, None] * self.encodings[t]
             if clip is not None:
-                trace = torch.where(changing[t, :, None], written.clamp(-clip, clip), written)
-                clipped = (trace != written).any()
+                inside = torch.where(changing[t, :, None], trace.clamp(-clip, clip), trace)
+                trace, clipped = inside, (inside != trace).any(-1)
             yield recalled, trace, clipped
 
-    def _before_any_clip(self) -> Tensor:
-        """Bool `[T]`: the trace that this token read has not been clipped since it was last cleared."""
+    def _exact(self) -> Tensor:
+        """Bool `[T]`: no slot that this token recalled has been clipped since it was last cleared."""
         clips_before = self.clipped.cumsum(0) - self.clipped.long()
-        clips_before_document = torch.where(self.restart, clips_before, 0).cummax(0).values
-        return clips_before == clips_before_document
+        when_cleared = torch.where(self._cleared, clips_before, 0).cummax(0).values
+        return ~(self.active_slots & (clips_before > when_cleared)).any(-1)
 
-    def _decay(self, decaying: Tensor) -> tuple[Tensor, Tensor]:
+    @property
+    def _cleared(self) -> Tensor:
+        """Bool `[T, N]`: the slot was cleared before the token. Slots that are off keep their trace even then."""
+        return self.restart[:, None] & self.active_slots
+
+    def _decay(self, decaying: Tensor, cleared: Tensor) -> tuple[Tensor, Tensor]:
         """What is left, at each step, of every earlier write and of the carried-over trace.
 
         Args:
             decaying: bool `[T]`, the steps at which the trace decays.
+            cleared: bool `[T]`, the steps before which it was cleared.
 
         Returns:
-            `[T, T]`, zero unless the write came before the step with no restart in between; and `[T, 1]`.
+            `[T, T]`, zero unless the write came before the step and was not cleared since; and `[T, 1]`.
         """
         keep = 1 - self.settings.hebbian_lr
         after = decaying.cumsum(0)  # decaying steps up to and including t
         before = after - decaying.long()
-        document = self.restart.cumsum(0)
+        document = cleared.cumsum(0)
         seen = (document[:, None] == document).tril(-1)
         elapsed = (before[:, None] - after).clamp_min(0)
         decay = torch.where(seen, keep ** elapsed.to(self.recall), 0)
@@ -319,7 +251,7 @@ class LayerRecording:
         }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Recording:
     """What the memories of all layers did while one sequence was read.
 
@@ -335,6 +267,9 @@ class Recording:
 
     def __len__(self) -> int:
         return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"Recording(tokens={len(self)}, layers={len(self.layers)})"
 
     def to_pandas(self, table: str = "attribution") -> "pd.DataFrame":
         """The tables of all layers ([`LayerRecording.to_pandas`]) below each other, with a first column `layer`."""

@@ -10,9 +10,10 @@ share.bank[9]  # and how much is the learned bank
 docs/traces.md explains what is recorded and when the attribution is exact.
 """
 
+from .attribution import Attribution, Parts
 from .counterfactuals import Counterfactual, ProbabilityChange, counterfactual
 from .recorder import Packet, Recorder, record
-from .recordings import Attribution, LayerRecording, Parts, Recording
+from .recordings import LayerRecording, Recording
 
 __all__ = [
     "Attribution",

@@ -1,7 +1,9 @@
 """Recordings as tables and figures."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 from helpers import close, tiny_model, tokens
 
 from hf_engram.traces import record
+
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +87,12 @@ def test_figure_shows_the_recording(recording, tmp_path, layer):
     np.testing.assert_array_equal(whole, np.stack([share.bank, share.carried, share.clip], 1))
 
     assert {text.get_text() for text in parts.get_legend().get_texts()} == {
-        *("learned bank", "memory carried in", "earlier tokens", "clip")
+        *("learned bank", "memory carried in", "earlier tokens", "clip", "clipped from here on")
     }
+    [line] = [line for line in parts.lines if line.get_label() == "clipped from here on"]
+    assert line.get_xdata()[0] == shown.attribution.first_inexact - 0.5
     heights = sum(np.array([bar.get_height() for bar in bars]) for bars in parts.containers)
     np.testing.assert_allclose(heights, 1)
-    assert "clipped from here on" in [text.get_text() for text in parts.texts]
 
     figure.savefig(tmp_path / "figure.png")
     assert matplotlib.image.imread(tmp_path / "figure.png").std() > 0.1
@@ -98,7 +103,6 @@ def test_figure_without_carried_memory_and_clip_does_not_name_them():
     _, _, parts, who = panels(recording.plot()).values()
     assert [text.get_text() for text in parts.get_legend().get_texts()] == ["learned bank", "earlier tokens"]
     assert [label.get_text() for label in who.get_xticklabels()] == ["learned bank", *recording.tokens]
-    assert not parts.texts
 
 
 @pytest.mark.parametrize("steps", [1, 200])
@@ -121,3 +125,14 @@ def test_missing_package_is_named_with_its_extra(recording, monkeypatch, missing
 def test_recording_needs_neither():
     code = "import sys, hf_engram.traces; assert not {'pandas', 'matplotlib'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_code_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
+    [code] = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/traces.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert "ProbabilityChange" in capsys.readouterr().out
+    assert matplotlib.image.imread("recording.png").std() > 0.1

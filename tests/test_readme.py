@@ -81,6 +81,11 @@ def watches_briefly(command, folder):
     assert "frames per second" in run(*command, *options)
 
 
+def imports(command, folder):
+    keras_file = ROOT / "tests" / "fixtures" / "keras" / "keras_3.15.1" / "classifier.keras"
+    assert "EnnForImageClassification" in run(*command[:-2], str(keras_file), str(folder / command[-1]))
+
+
 def options_are_known(command, folder):
     parse_arguments(command[command.index("train.language_model") + 1 :])
 
@@ -90,6 +95,9 @@ COMMANDS = {
     "make test": make_knows,
     'pip install ".[cpu]"': extras_exist,
     'pip install ".[cpu,train]"': extras_exist,
+    'pip install ".[cpu,traces]"': extras_exist,
+    'pip install ".[keras]"': extras_exist,
+    "python -m hf_engram.keras_import mnist.keras mnist/": imports,
     "python -m train.language_model --help": runs,
     "python -m train.language_model train/configs/debug.yaml": trains_into,
     "python -m train.language_model train/configs/books.yaml": trains_briefly,

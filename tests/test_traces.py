@@ -1,6 +1,7 @@
 """Recordings say what the memory recalled and wrote, and where, exactly, every recalled memory came from."""
 
 import copy
+import re
 import threading
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from helpers import ARCHITECTURES, close, left_padded, same, tiny_inputs, tiny_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
+from benchmarks.recording import main
 from hf_engram import EnnForImageClassification, EnnForSequenceClassification, EnnModel, as_new_sequence
 from hf_engram.ops_enn import memory_step
 from hf_engram.traces import Recorder, record
@@ -114,7 +116,7 @@ def test_clip_is_a_part_of_its_own_from_the_first_recall_it_reaches():
     [recording] = record(model, input_ids)
     [layer] = recording.layers
     parts = layer.attribution
-    writes_clipped = layer.clipped.nonzero().flatten().tolist()
+    writes_clipped = layer.clipped.any(-1).nonzero().flatten().tolist()
     assert 0 < writes_clipped[0] < 39
     assert parts.first_inexact == writes_clipped[0] + 1
     assert parts.exact.tolist() == [True] * parts.first_inexact + [False] * (40 - parts.first_inexact)
@@ -181,6 +183,63 @@ def test_padding_is_left_out():
         for padded, unpadded in zip(recording.layers, alone.layers, strict=True):
             close(padded.attribution.coefficients, unpadded.attribution.coefficients)
             close(padded.recalled, unpadded.recalled)
+
+
+# Interventions
+
+
+@architectures
+def test_any_mixture_of_interventions_is_attributed(architecture):
+    """Token by token, against the state of the model itself."""
+    model, input_ids = tiny_model(**architecture), tokens(2, 40)
+    layers, scale = model.config.num_hidden_layers, model.config.trace_scale
+    memory, recorder = model(tokens(2, 5), use_cache=True).past_key_values, Recorder(model)
+    recalled, traces = [], []
+    for t in range(40):
+        restart, slot_mask = t in (13, 29), torch.rand(layers, 8) > 0.2
+        inputs = {
+            "write_mask": torch.rand(2, 1) > 0.3,
+            "plastic": t % 7 > 1,
+            "slot_mask": slot_mask if t % 5 < 3 else None,
+            "position_ids": torch.tensor([[0 if restart else 1]]),
+        }
+        before = [torch.zeros_like(trace) if restart else trace.clone() for trace in traces_in(memory)]
+        with recorder:
+            outputs = model(input_ids[:, t : t + 1], past_key_values=memory, output_recall=True, **inputs)
+        effective = [cell.memory_bank + scale * trace for cell, trace in zip(cells(model), before, strict=True)]
+        recalled.append([a[:, 0, None] @ e for a, e in zip(outputs.recall, effective, strict=True)])
+        traces.append([trace.clone() for trace in traces_in(memory)])
+    for row, recording in enumerate(recorder.recordings()):
+        for index, layer in enumerate(recording.layers):
+            close(sum_of_parts(layer.attribution), torch.stack([step[index][row, 0] for step in recalled]))
+            close(torch.stack([layer.trace(t) for t in range(40)]), torch.stack([t[index][row] for t in traces]))
+            silent = ~layer.written
+            assert silent.any()
+            assert not layer.writes[silent].any()
+            assert not layer.attribution.coefficients[:, silent].any()
+            assert not layer.attribution.coefficients[29:, :29][:, layer.active_slots[:29].all(1)].any()
+
+
+def traces_in(past_key_values):
+    return [layer.state.trace for layer in past_key_values.layers]
+
+
+def cells(model):
+    return [layer.cell for layer in model.base_model.layers]
+
+
+def test_generation_with_interventions_is_recorded_with_them():
+    model, prompt = tiny_model(num_hidden_layers=2), tokens(1, 6)
+    slot_mask, write_mask = torch.arange(8) != 3, torch.arange(6)[None] != 2
+    with Recorder(model) as recorder:
+        output = model.generate(
+            prompt, write_mask=write_mask, slot_mask=slot_mask, max_new_tokens=8, return_dict_in_generate=True
+        )
+    [recording] = recorder.recordings()
+    for layer, trace in zip(recording.layers, traces_in(output.past_key_values), strict=True):
+        close(layer.trace(), trace[0])
+        assert layer.written.tolist() == [t != 2 for t in range(len(recording))]
+        assert not layer.recall[:, 3].any()
 
 
 # Generation
@@ -258,7 +317,7 @@ def test_model_is_as_before_after_recording():
     before = len(recorder.packets)
     outputs = model(input_ids)
     assert len(recorder.packets) == before == 1
-    assert not {"recall", "encodings", "hidden_states"} & outputs.keys()
+    assert not {"recall", "encodings"} & outputs.keys()
 
 
 def test_other_threads_on_the_same_model_are_not_recorded():
@@ -271,7 +330,7 @@ def test_other_threads_on_the_same_model_are_not_recorded():
         model(input_ids)
     [recording] = recorder.recordings()
     same(recording.token_ids, input_ids[0])
-    assert not {"recall", "encodings", "hidden_states"} & seen[0]
+    assert not {"recall", "encodings"} & seen[0]
 
 
 @pytest.mark.parametrize("model_class", [EnnModel, EnnForSequenceClassification, EnnForImageClassification])
@@ -334,6 +393,12 @@ def test_training_mode_is_refused():
         record(tiny_model().train(), tokens(1, 4))
 
 
+def test_outputs_without_names_are_refused():
+    with pytest.raises(ValueError, match="return_dict"):
+        record(tiny_model(EnnModel), tokens(1, 4), return_dict=False)
+    assert isinstance(record(tiny_model(), tokens(1, 4), return_dict=False), list)
+
+
 def test_recorder_wants_a_model_of_this_package():
     with pytest.raises(TypeError, match="Linear"):
         Recorder(torch.nn.Linear(2, 2))
@@ -348,6 +413,14 @@ def test_recorder_records_one_run_at_a_time():
     recorder = Recorder(tiny_model())
     with recorder, pytest.raises(RuntimeError, match="recording already"), recorder:
         pass
+
+
+def test_recordings_introduce_themselves_briefly():
+    [recording] = record(tiny_model(), tokens(1, 6))
+    layer = recording.layers[0]
+    assert repr(recording) == "Recording(tokens=6, layers=1)"
+    assert repr(layer) == "LayerRecording(layer=0, tokens=6, slots=8, width=16)"
+    assert repr(layer.attribution) == "Attribution(tokens=6, exact=True)"
 
 
 # Real text
@@ -366,3 +439,9 @@ def test_shipped_checkpoint_is_attributed_exactly():
     close(sum_of_parts(parts), recalled_by_definition(layer), 1e-5)
     close(layer.trace(), output.past_key_values.layers[0].state.trace[0], 1e-5)
     assert parts.share.bank[0] == pytest.approx(1)
+
+
+def test_cost_of_recording_is_measured_by_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["recording", "--rounds", "2", "--new_tokens", "5"])
+    main()
+    assert re.search(r"time recorded / plain: \d+\.\d+ \(.*reading 15 tokens", capsys.readouterr().out, re.DOTALL)

@@ -64,7 +64,7 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
                     upload = gr.UploadButton("Load file", file_types=[".safetensors"], size="sm", min_width=80)
                 saved = gr.DownloadButton(visible="hidden", elem_id="saved")
                 gr.Markdown(MEMORY_HELP)
-            with gr.Accordion("Sampling", open=False):
+            with gr.Accordion("Sampling"):
                 controls = sampling_controls(limits)
         with gr.Column(elem_classes="tab-view"):
             view = memory_view(shelf.own["text"], "text", "memory")

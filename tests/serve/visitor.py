@@ -36,10 +36,7 @@ class Visitor:
 
     def fill(self, prompt, temperature=0, max_new_tokens=30, seed=0):
         self.prompt().fill(prompt)
-        temperature_control = self.page.get_by_role("spinbutton", name="Temperature")
-        if not temperature_control.is_visible():
-            self.page.get_by_role("button", name="Sampling").click()
-        temperature_control.fill(str(temperature))
+        self.page.get_by_role("spinbutton", name="Temperature").fill(str(temperature))
         self.page.get_by_role("spinbutton", name="New tokens").fill(str(max_new_tokens))
         self.page.get_by_role("spinbutton", name="Seed").fill(str(seed))
         self.page.keyboard.press("Tab")
