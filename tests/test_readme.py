@@ -67,7 +67,7 @@ def trains_briefly(command, folder):
 
 
 def measures_briefly(command, folder):
-    assert "floor" in run(*command, "--works", "a", "--rounds", "2")
+    assert "floor" in run(*command, "--sections", "training", "--works", "a", "--rounds", "2")
 
 
 def lists_what_it_would_send(command, folder):
