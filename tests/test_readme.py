@@ -70,6 +70,17 @@ def measures_briefly(command, folder):
     assert "floor" in run(*command, "--sections", "training", "--works", "a", "--rounds", "2")
 
 
+def lists_what_it_would_send(command, folder):
+    assert "app.py" in run(*command, "--dry-run")
+
+
+def watches_briefly(command, folder):
+    if shutil.which("chromium") is None:
+        pytest.skip("Chromium is not installed")
+    options = ["--rounds", "1", "--tokens", "40", "--long", "60", "--visitors", "2"]
+    assert "frames per second" in run(*command, *options)
+
+
 def imports(command, folder):
     keras_file = ROOT / "tests" / "fixtures" / "keras" / "keras_3.15.1" / "classifier.keras"
     assert "EnnForImageClassification" in run(*command[:-2], str(keras_file), str(folder / command[-1]))
@@ -95,6 +106,9 @@ COMMANDS = {
     "accelerate launch -m train.language_model train/configs/wikitext2.yaml": options_are_known,
     "python -m benchmarks.exactness": runs,
     "python -m benchmarks.speed": measures_briefly,
+    "python -m serve.app --help": runs,
+    "python -m serve.push you/engram-memory": lists_what_it_would_send,
+    "python -m benchmarks.app": watches_briefly,
 }
 
 
