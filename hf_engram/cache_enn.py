@@ -187,11 +187,17 @@ def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.
         with safe_open(path, framework="pt", device=str(device)) as file:
             metadata = file.metadata() or {}
             _check_metadata(metadata, config, path)
+            tokens_seen = json.loads(metadata["tokens_seen"])
+            if type(tokens_seen) is not int or tokens_seen < 0:
+                raise ValueError(
+                    f"{os.fspath(path)!r} is not a readable memory file: tokens_seen is {tokens_seen!r}, expected a "
+                    "whole number, 0 or more."
+                )
             cache = DynamicCache(config=config)
             for index, layer in enumerate(cache.layers):
                 state = CellState(file.get_tensor(f"layers.{index}.hidden"), file.get_tensor(f"layers.{index}.trace"))
                 _check_shapes(state, config, path)
-                layer.store(state, json.loads(metadata["tokens_seen"]))
+                layer.store(state, tokens_seen)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a readable memory file: {error}.") from error
     return as_new_sequence(cache)
@@ -204,6 +210,11 @@ def _check_metadata(metadata: dict[str, str], config: EnnConfig, path: str | os.
             f"expected {MEMORY_FORMAT!r}."
         )
     written, wanted = json.loads(metadata["architecture"]), architecture(config)
+    if not isinstance(written, dict):
+        raise ValueError(
+            f"{os.fspath(path)!r} is not a readable memory file: architecture is {written!r}, expected the fields of a "
+            "config."
+        )
     differing = [name for name in wanted if written.get(name) != wanted[name]]
     if differing:
         listed = "; ".join(f"{name} is {written.get(name)!r} in the file, {wanted[name]!r} here" for name in differing)

@@ -141,6 +141,18 @@ def with_a_damaged_count(path):
     rewrite(path, lambda tensors, metadata: metadata.update(tokens_seen="many"))
 
 
+def with_an_architecture_of_another_type(path):
+    rewrite(path, lambda tensors, metadata: metadata.update(architecture="[1]"))
+
+
+def with_a_count_of_another_type(path):
+    rewrite(path, lambda tensors, metadata: metadata.update(tokens_seen="[9]"))
+
+
+def with_a_negative_count(path):
+    rewrite(path, lambda tensors, metadata: metadata.update(tokens_seen="-1"))
+
+
 def rewrite(path, change):
     tensors = load_file(path)
     metadata = {
@@ -172,6 +184,9 @@ def architecture_of(path):
         with_a_damaged_architecture,
         without_architecture,
         with_a_damaged_count,
+        with_an_architecture_of_another_type,
+        with_a_count_of_another_type,
+        with_a_negative_count,
     ],
 )
 def test_damaged_file_is_refused_by_name(memory_file, damage):
