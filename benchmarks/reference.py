@@ -90,7 +90,7 @@ def cell_errors(path: Path, dtype: torch.dtype, trace_scope: str = "batch") -> d
     noise = arrays["noise"].to(dtype) if "noise" in arrays else None
 
     scan = enn_scan if trace_scope == "sequence" else enn_loop
-    outputs, recall, final = scan(x, state, weights, settings, noise=noise)
+    outputs, recall, _, final = scan(x, state, weights, settings, noise=noise)
     loss = (outputs * arrays["cotangent"].to(dtype)).sum()
     gradients = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
@@ -119,7 +119,7 @@ def trace_steps(
     """The first row's trace after every step, `[T, N, H]`."""
     traces = []
     for t in range(x.shape[1]):
-        _, state = enn_step(x[:, t], state, weights, settings, noise=None if noise is None else noise[t])
+        _, _, state = enn_step(x[:, t], state, weights, settings, noise=None if noise is None else noise[t])
         traces.append(state.trace[0])
     return torch.stack(traces)
 

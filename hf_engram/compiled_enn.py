@@ -19,7 +19,7 @@ from .ops_enn import SQUARED_NORM_FLOOR, CellSettings
 
 
 def forward_rows(
-    first, last, bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu, nu, rate, restart,
+    first, last, bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu, nu, keeps, writes, restart,
     one, scale, temperature, floor, recall, product, inverse_slot_norm,
 ):  # fmt: skip
     """`kernels_enn.recall_forward` for rows `first` to `last`, on arrays; overwrites mu, nu and the last three.
@@ -51,8 +51,7 @@ def forward_rows(
             for n in range(slots):
                 a[n] = np.exp(a[n] - largest)
                 total += a[n]
-            eta = rate[b, t]
-            keep = one - eta
+            keep, eta = keeps[b, t], writes[b, t]
             z_squared = squared[b, t]
             for n in range(slots):
                 a[n] /= total
@@ -62,8 +61,8 @@ def forward_rows(
 
 
 def backward_rows(
-    first, last, grad_recall, bank_dot, gram, squared, inverse_norm, recall, product, inverse_slot_norm, rate, restart,
-    one, scale, temperature, largest_norm,
+    first, last, grad_recall, bank_dot, gram, squared, inverse_norm, recall, product, inverse_slot_norm,
+    keeps, writes, restart, one, scale, temperature, largest_norm,
     grad_bank_dot, grad_product, grad_squared, grad_inverse_norm, grad_bank_squared, grad_mu, grad_nu,
 ):  # fmt: skip
     """`kernels_enn.recall_backward` for rows `first` to `last`, on arrays; the last seven hold the gradients.
@@ -81,8 +80,7 @@ def backward_rows(
                 weight, later = gram[b, k, t], grad_product[b, k]
                 for n in range(slots):
                     d_a[n] += weight * later[n]
-            eta = rate[b, t]
-            keep = one - eta
+            keep, eta = keeps[b, t], writes[b, t]
             z_squared = squared[b, t]
             dot = zero
             d_squared = zero
@@ -135,11 +133,11 @@ def recall_forward(
     terms: ChunkTerms, trace_dot: Tensor, bank_squared: Tensor, mu: Tensor, nu: Tensor, settings: CellSettings
 ) -> ChunkRecalls:
     """`kernels_enn.recall_forward`, compiled."""
-    bank_dot, gram, squared, inverse_norm, rate, restart = terms
+    bank_dot, gram, squared, inverse_norm, keep, write, restart = terms
     found = ChunkRecalls(*(empty(bank_dot) for _ in range(3)))
-    inputs = (bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu.clone(), nu.clone(), rate)
+    inputs = (bank_dot, gram, trace_dot, squared, inverse_norm, bank_squared, mu.clone(), nu.clone(), keep, write)
     constants = (1.0, settings.trace_scale, settings.temperature, SQUARED_NORM_FLOOR)
-    run_over_rows(forward_rows, len(bank_dot), (*inputs, restart_flags(restart, rate)), constants, found)
+    run_over_rows(forward_rows, len(bank_dot), (*inputs, restart_flags(restart, keep)), constants, found)
     return found
 
 
@@ -147,13 +145,13 @@ def recall_backward(
     grad_recall: Tensor, terms: ChunkTerms, found: ChunkRecalls, settings: CellSettings
 ) -> ChunkGradients:
     """`kernels_enn.recall_backward`, compiled."""
-    bank_dot, gram, squared, inverse_norm, rate, restart = terms
+    bank_dot, gram, squared, inverse_norm, keep, write, restart = terms
     at_start = (torch.zeros_like(bank_dot[:, 0], memory_format=torch.contiguous_format) for _ in range(3))
     grads = ChunkGradients(empty(bank_dot), empty(bank_dot), empty(squared), empty(squared), *at_start)
     inputs = (
         grad_recall.clone(memory_format=torch.contiguous_format),
-        *(bank_dot, gram, squared, inverse_norm, *found, rate),
-        restart_flags(restart, rate),
+        *(bank_dot, gram, squared, inverse_norm, *found, keep, write),
+        restart_flags(restart, keep),
     )
     constants = (1.0, settings.trace_scale, settings.temperature, SQUARED_NORM_FLOOR**-0.5)
     run_over_rows(backward_rows, len(bank_dot), inputs, constants, grads)
@@ -165,9 +163,9 @@ def empty(like: Tensor) -> Tensor:
     return torch.empty_like(like, memory_format=torch.contiguous_format)
 
 
-def restart_flags(restart: Tensor | None, rate: Tensor) -> Tensor:
+def restart_flags(restart: Tensor | None, keep: Tensor) -> Tensor:
     """`restart`, or all `False` in its place."""
-    return torch.zeros(rate.shape, dtype=torch.bool) if restart is None else restart
+    return torch.zeros(keep.shape, dtype=torch.bool) if restart is None else restart
 
 
 def run_over_rows(

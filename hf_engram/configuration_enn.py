@@ -12,6 +12,7 @@ configuration_utils.ALLOWED_ATTN_LAYER_TYPES += tuple(
     name for name in LAYER_TYPES if name not in configuration_utils.ALLOWED_ATTN_LAYER_TYPES
 )
 TRACE_SCOPES = ("sequence", "batch")
+INTEGRATORS = ("recurrent", "gated")
 POOLINGS = ("last", "mean", "attention")
 IMAGE_SEQUENCES = ("row", "pixel", "patch")
 
@@ -39,8 +40,12 @@ class EnnConfig(PreTrainedConfig):
             Number of stacked engram layers.
         layer_types (`list[str]`, *optional*):
             One entry per layer. Only `"engram"` exists.
+        integrator (`str`, *optional*, defaults to `"recurrent"`):
+            How the hidden state is made: `"recurrent"`, the paper's, replaces it at every step; `"gated"` (ours) moves
+            it by a learned share towards a proposal, `h + g * (proposal - h)`.
         integrator_size (`int`, *optional*):
-            Width of the integrator's inner layer. Defaults to `3 * hidden_size`, the paper's.
+            Width of the integrator's inner layer. Defaults to `3 * hidden_size`, the paper's; for `"gated"` to the
+            largest multiple of 8 that leaves the cell no more parameters than that.
         use_layer_norm (`bool`, *optional*, defaults to `True`):
             Layer normalisation of the encoding and of the hidden state.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
@@ -124,6 +129,7 @@ class EnnConfig(PreTrainedConfig):
     embedding_size: int | None = None
     num_hidden_layers: int = 1
     layer_types: list[str] | None = None
+    integrator: str = "recurrent"
     integrator_size: int | None = None
     use_layer_norm: bool = True
     layer_norm_eps: float = 1e-6
@@ -161,6 +167,10 @@ class EnnConfig(PreTrainedConfig):
             self.layer_types = ["engram"] * self.num_hidden_layers
         if self.integrator_size is None:
             self.integrator_size = 3 * self.hidden_size
+            if self.integrator == "gated":
+                # 4 H K + K of the two layers and 3 H² + H of the gate, within the paper's 12 H² + 3 H.
+                width = (9 * self.hidden_size + 2) * self.hidden_size // (4 * self.hidden_size + 1)
+                self.integrator_size = max(width // 8 * 8, 1)
         if self.image_sequence is not None:
             self.vocab_size = None
         if self.embedding_size is None:
@@ -200,6 +210,7 @@ class EnnConfig(PreTrainedConfig):
         """Sizes are positive."""
         for name in ("hidden_size", "embedding_size", "num_hidden_layers", "integrator_size", "memory_size"):
             self._require(name, getattr(self, name) >= 1, "a positive integer")
+        self._require("integrator", self.integrator in INTEGRATORS, f"one of {INTEGRATORS}")
         self._require("vocab_size", self.vocab_size is None or self.vocab_size >= 1, "a positive integer or None")
 
     def validate_memory(self) -> None:

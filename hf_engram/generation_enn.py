@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import GenerationMixin, StoppingCriteriaList
 from transformers.cache_utils import Cache
@@ -34,9 +35,10 @@ class EnnGenerationMixin(GenerationMixin):
         attention_mask: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         finished_rows: FinishedRows | None = None,
+        write_mask: Tensor | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """As in `GenerationMixin`; rows that have finished are masked.
+        """As in `GenerationMixin`; rows that have finished are masked, and tokens beyond `write_mask` `[B, S]` write.
 
         Raises:
             ValueError: `input_ids` is taken to contain what `past_key_values` has seen, but is not longer than that.
@@ -58,6 +60,11 @@ class EnnGenerationMixin(GenerationMixin):
             inputs["attention_mask"] = (
                 going_on.long() if mask is None else torch.cat([mask[:, :-1], mask[:, -1:] * going_on], -1)
             )
+        if write_mask is not None:
+            steps = inputs["input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"].shape[1]
+            read = input_ids.shape[1] - steps
+            beyond = max(input_ids.shape[1] - write_mask.shape[1], 0)
+            inputs["write_mask"] = F.pad(write_mask.bool(), (0, beyond), value=True)[:, read : read + steps]
         return inputs
 
     @staticmethod

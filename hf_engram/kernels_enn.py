@@ -24,7 +24,8 @@ class ChunkTerms(NamedTuple):
     gram: Tensor  # decayed z_t · z_r, zero unless r < t, [B, C, C]
     squared: Tensor  # |z_t|², [B, C]
     inverse_norm: Tensor  # 1 / |z_t|, [B, C]
-    rate: Tensor  # Hebbian rate of each step, 0 at padding, [B, C]
+    keep: Tensor  # what a step leaves of the trace, 1 - hebbian_lr, 1 at padding, [B, C]
+    write: Tensor  # weight of a step's write, hebbian_lr, 0 where nothing is written, [B, C]
     restart: Tensor | None  # bool [B, C]; the trace is zero before these steps
 
 
@@ -58,7 +59,7 @@ def recall_forward(
         bank_squared: |bank|² `[N]`.
         mu, nu: at the start of the chunk `[B, N]`.
     """
-    bank_dot, gram, squared, inverse_norm, rate, restart = terms
+    bank_dot, gram, squared, inverse_norm, keeps, writes, restart = terms
     scale = settings.trace_scale
     recall = torch.zeros_like(bank_dot)
     product, inverse_slot_norm = torch.empty_like(bank_dot), torch.empty_like(bank_dot)
@@ -70,8 +71,7 @@ def recall_forward(
         logits = (bank_dot[:, t] + scale * w) * inverse_norm[:, t, None] * slot_norm
         a = torch.softmax(logits / settings.temperature, -1)
         recall[:, t], product[:, t], inverse_slot_norm[:, t] = a, w, slot_norm
-        eta = rate[:, t, None]
-        keep = 1 - eta
+        keep, eta = keeps[:, t, None], writes[:, t, None]
         mu = keep * mu + eta * a * bank_dot[:, t]
         nu = keep**2 * nu + 2 * keep * eta * a * w + eta**2 * a**2 * squared[:, t, None]
     return ChunkRecalls(recall, product, inverse_slot_norm)
@@ -81,7 +81,7 @@ def recall_backward(
     grad_recall: Tensor, terms: ChunkTerms, found: ChunkRecalls, settings: CellSettings
 ) -> ChunkGradients:
     """Gradients of `recall_forward`, given that of the recall weights, `[B, C, N]`."""
-    bank_dot, gram, squared, inverse_norm, rate, restart = terms
+    bank_dot, gram, squared, inverse_norm, keeps, writes, restart = terms
     recall, product, inverse_slot_norm = found
     scale = settings.trace_scale
     grad_bank_dot, grad_product = torch.empty_like(bank_dot), torch.empty_like(bank_dot)
@@ -91,8 +91,7 @@ def recall_backward(
     largest_norm = SQUARED_NORM_FLOOR**-0.5
     for t in range(bank_dot.shape[1] - 1, -1, -1):
         a, w, p, slot_norm = recall[:, t], product[:, t], bank_dot[:, t], inverse_slot_norm[:, t]
-        eta = rate[:, t, None]
-        keep = 1 - eta
+        keep, eta = keeps[:, t, None], writes[:, t, None]
         later = torch.bmm(gram[:, t + 1 :, t, None].mT, grad_product[:, t + 1 :])[:, 0]
         grad_a = (
             grad_recall[:, t]

@@ -7,7 +7,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_enn import EnnConfig
-from .ops_enn import CellSettings, CellState, CellWeights, ScanOutput, state_dtype
+from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, state_dtype
 from .scan_enn import enn_scan, selected_scan
 
 
@@ -21,6 +21,7 @@ class EnnCell(nn.Module):
         self.memory_bank = nn.Parameter(torch.empty(config.memory_size, hidden_size))
         self.integrator = nn.Linear(3 * hidden_size, config.integrator_size)
         self.output = nn.Linear(config.integrator_size, hidden_size)
+        self.gate = nn.Linear(3 * hidden_size, hidden_size) if config.integrator == "gated" else None
         if config.use_layer_norm:
             self.encoder_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
             self.output_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
@@ -50,6 +51,7 @@ class EnnCell(nn.Module):
             self.output.weight,
             self.output.bias,
             norms[1],
+            None if self.gate is None else (self.gate.weight, self.gate.bias),
         )
 
     def initial_state(self, x: Tensor) -> CellState:
@@ -74,30 +76,52 @@ class EnnCell(nn.Module):
         return torch.empty(shape, dtype=state_dtype(x.dtype), device=x.device).normal_(std=self.trace_noise)
 
     def forward(
-        self, x: Tensor, state: CellState | None = None, valid: Tensor | None = None, restart: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        self,
+        x: Tensor,
+        state: CellState | None = None,
+        masks: StepMasks = NO_MASKS,
+        plastic: bool = True,
+        slots: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Run over `x` `[B, T, I]`.
 
         Args:
             state: state before the first step, in any dtype; `None` starts afresh.
-            valid: bool `[B, T]`; `False` at padding.
-            restart: bool `[B, T]`; `True` where a new document begins.
+            masks: steps that are padding, begin a document, or do not write.
+            plastic: `False` leaves the trace as it is.
+            slots: bool `[N]`, the slots that take part; `None` for all.
 
         Returns:
-            outputs `[B, T, H]`, recall weights `[B, T, N]`, last trace `[B, N, H]`, last hidden state `[B, H]`.
+            outputs `[B, T, H]`, recall weights `[B, T, N]`, last trace `[B, N, H]`, encodings `[B, T, H]`, last hidden
+            state `[B, H]`.
         """
         if state is None:
             state = self.initial_state(x)
-        scan: ScanOutput = enn_scan(
+        state = CellState(state.hidden.to(x.dtype), state.trace.to(state_dtype(x.dtype)))
+        # Nothing decays and nothing is written at a rate of 0.
+        settings = self.settings if plastic else self.settings._replace(hebbian_lr=0.0)
+        if slots is None:
+            scan = enn_scan(x, state, self.weights(), settings, masks, self.write_noise(x))
+        else:
+            scan = self._scan_with_slots(x, state, settings, masks, slots)
+        return scan.outputs, scan.recall, scan.state.trace, scan.encodings, scan.state.hidden
+
+    def _scan_with_slots(
+        self, x: Tensor, state: CellState, settings: CellSettings, masks: StepMasks, slots: Tensor
+    ) -> ScanOutput:
+        weights, noise = self.weights(), self.write_noise(x)
+        scan = enn_scan(
             x,
-            CellState(state.hidden.to(x.dtype), state.trace.to(state_dtype(x.dtype))),
-            self.weights(),
-            self.settings,
-            valid,
-            restart,
-            self.write_noise(x),
+            CellState(state.hidden, state.trace[:, slots]),
+            weights._replace(memory_bank=weights.memory_bank[slots]),
+            settings,
+            masks,
+            None if noise is None else noise[..., slots, :],
         )
-        return scan.outputs, scan.recall, scan.state.trace, scan.state.hidden
+        index = slots.nonzero().squeeze(-1)
+        recall = scan.recall.new_zeros(*scan.recall.shape[:2], len(slots)).index_copy(2, index, scan.recall)
+        trace = state.trace.index_copy(1, index, scan.state.trace)
+        return scan._replace(recall=recall, state=CellState(scan.state.hidden, trace))
 
     def extra_repr(self) -> str:
         """Slots and the scan in use."""
@@ -120,10 +144,11 @@ class EnnLayer(GradientCheckpointingLayer):
         self,
         hidden_states: Tensor,
         past_key_values: Cache | None = None,
-        valid: Tensor | None = None,
-        restart: Tensor | None = None,
+        masks: StepMasks = NO_MASKS,
+        plastic: bool = True,
+        slots: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Run over `hidden_states` `[B, T, I]` and write the new state to `past_key_values`.
+        """Run over `hidden_states` `[B, T, I]` and write the new state to `past_key_values`; else as [`EnnCell`].
 
         Returns:
             outputs `[B, T, H]` and recall weights `[B, T, N]`.
@@ -131,7 +156,7 @@ class EnnLayer(GradientCheckpointingLayer):
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         state = None if cache is None else cache.state
         x = hidden_states if self.input_norm is None else self.input_norm(hidden_states)
-        outputs, recall, trace, hidden = self.cell(x, state, valid, restart)
+        outputs, recall, trace, _, hidden = self.cell(x, state, masks, plastic, slots)
         if cache is not None:
             cache.store(CellState(hidden, trace), hidden_states.shape[1])
         outputs = self.dropout(outputs)

@@ -4,6 +4,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from .configuration_enn import EnnConfig
+
 
 def padding_mask(attention_mask: Tensor | None, inputs_embeds: Tensor) -> Tensor | None:
     """The columns of `attention_mask` for `inputs_embeds` `[B, T, I]`, its last T, as bool; `None` without padding.
@@ -46,6 +48,43 @@ def document_starts(
     has_state = past_key_values is not None and past_key_values.layers[0].state is not None
     needed = restart if has_state else restart[:, 1:]
     return restart if needed.any() else None
+
+
+def write_steps(write_mask: Tensor | None, inputs_embeds: Tensor) -> Tensor | None:
+    """`write_mask` as bool `[B, T]`; `None` when every token writes.
+
+    Raises:
+        ValueError: `write_mask` does not have the inputs' shape.
+    """
+    if write_mask is None:
+        return None
+    batch, steps = inputs_embeds.shape[:2]
+    if write_mask.shape not in ((batch, steps), (1, steps)):
+        raise ValueError(
+            f"write_mask has shape {tuple(write_mask.shape)}; expected ({batch}, {steps}) or (1, {steps})."
+        )
+    writes = write_mask.bool().expand(batch, steps)
+    return None if writes.all() else writes
+
+
+def slots_by_layer(slot_mask: Tensor | None, config: EnnConfig) -> list[Tensor | None]:
+    """For every layer the slots that take part, bool `[N]`; `None` when all do.
+
+    Raises:
+        ValueError: `slot_mask` has another shape, or leaves a layer without slots.
+    """
+    layers, slots = config.num_hidden_layers, config.memory_size
+    if slot_mask is None:
+        return [None] * layers
+    if slot_mask.shape not in ((slots,), (layers, slots)):
+        raise ValueError(
+            f"slot_mask has shape {tuple(slot_mask.shape)}; expected ({slots},) for all layers alike, or "
+            f"({layers}, {slots}) (num_hidden_layers, memory_size)."
+        )
+    active = slot_mask.bool().expand(layers, slots)
+    if not active.any(-1).all():
+        raise ValueError("slot_mask switches off every slot of a layer; at least one must stay on.")
+    return [None if mask.all() else mask for mask in active]
 
 
 def mean_entropy(recall: Tensor, valid: Tensor | None) -> Tensor:

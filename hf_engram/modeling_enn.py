@@ -23,7 +23,8 @@ from .cache_enn import EnnCacheLayer
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
 from .layers_enn import EnnCell, EnnLayer, Pooling
-from .masks_enn import document_starts, mean_entropy, padding_mask
+from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_layer, write_steps
+from .ops_enn import StepMasks
 
 
 @dataclass
@@ -36,12 +37,15 @@ class EnnModelOutput(BaseModelOutputWithPast):
         hidden_states: input of the first layer and output of every layer, with `output_hidden_states=True`.
         recall: per layer, the recall weights over slots `[B, T, N]`, with `output_recall=True`.
         traces: per layer, the trace after the last step `[B, N, H]`, with `output_traces=True`.
+        encodings: per layer, the encoding of every step `[B, T, H]`, which it compared with the memory and wrote, with
+            `output_encodings=True`.
         recall_entropy: each row's mean entropy of recall in nats, over layers and valid steps, `[B]`, when
             `config.recall_entropy_weight` is not 0.
     """
 
     recall: tuple[Tensor, ...] | None = None
     traces: tuple[Tensor, ...] | None = None
+    encodings: tuple[Tensor, ...] | None = None
     recall_entropy: Tensor | None = None
 
 
@@ -69,6 +73,7 @@ class EnnPreTrainedModel(PreTrainedModel):
         "hidden_states": EnnLayer,
         "recall": OutputRecorder(EnnCell, index=1),
         "traces": OutputRecorder(EnnCell, index=2),
+        "encodings": OutputRecorder(EnnCell, index=3),
     }
 
     @torch.no_grad()
@@ -78,6 +83,9 @@ class EnnPreTrainedModel(PreTrainedModel):
             for linear in (module.encoder, module.integrator, module.output):
                 init.kaiming_normal_(linear.weight, nonlinearity="relu")
             init.xavier_uniform_(module.memory_bank)
+            if module.gate is not None:
+                init.xavier_uniform_(module.gate.weight)
+                init.constant_(module.gate.bias, -1.0)  # keep most of the hidden state at first
 
     def add_recall_entropy(
         self, loss: Tensor, outputs: EnnModelOutput, targets: Tensor, num_items_in_batch: Any = None, **kwargs: Any
@@ -129,6 +137,9 @@ class EnnModel(EnnPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
+        write_mask: Tensor | None = None,
+        plastic: bool = True,
+        slot_mask: Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EnnModelOutput:
         r"""
@@ -140,7 +151,13 @@ class EnnModel(EnnPreTrainedModel):
             past_key_values: the state to go on from.
             inputs_embeds: features `[B, T, embedding_size]`.
             use_cache: return the state.
-            output_hidden_states, output_recall, output_traces: return these, too ([`EnnModelOutput`]).
+            write_mask: bool `[B, T]` or `[1, T]`. `False` erases what that token would write: the trace decays, and
+                nothing is added.
+            plastic: `False` freezes the traces: they are read, but neither decay nor are written.
+            slot_mask: bool `[N]`, or `[num_hidden_layers, N]`. Slots that are `False` are neither recalled nor
+                written; their trace stays as it is.
+            output_hidden_states, output_recall, output_traces, output_encodings: return these, too
+                ([`EnnModelOutput`]).
 
         Raises:
             ValueError: inputs that do not fit each other or the config.
@@ -156,7 +173,11 @@ class EnnModel(EnnPreTrainedModel):
             self._check_state(past_key_values, len(inputs_embeds))
 
         valid = padding_mask(attention_mask, inputs_embeds)
-        restart = document_starts(position_ids, inputs_embeds, valid, past_key_values)
+        masks = StepMasks(
+            valid,
+            document_starts(position_ids, inputs_embeds, valid, past_key_values),
+            write_steps(write_mask, inputs_embeds),
+        )
 
         hidden_states = self.embedding_dropout(inputs_embeds)
         if self.embedding_projection is not None:
@@ -165,8 +186,10 @@ class EnnModel(EnnPreTrainedModel):
             # Reentrant checkpointing gives a layer no gradients unless one of its inputs takes part in autograd.
             hidden_states = hidden_states.detach().requires_grad_()
         entropies = []
-        for layer in self.layers:
-            hidden_states, recall = layer(hidden_states, past_key_values=past_key_values, valid=valid, restart=restart)
+        for layer, slots in zip(self.layers, slots_by_layer(slot_mask, self.config), strict=True):
+            hidden_states, recall = layer(
+                hidden_states, past_key_values=past_key_values, masks=masks, plastic=plastic, slots=slots
+            )
             if self.config.recall_entropy_weight > 0:
                 entropies.append(mean_entropy(recall, valid))
         if self.norm is not None:
@@ -243,6 +266,9 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
+        write_mask: Tensor | None = None,
+        plastic: bool = True,
+        slot_mask: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EnnCausalLMOutput:
@@ -258,6 +284,9 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
+            write_mask=write_mask,
+            plastic=plastic,
+            slot_mask=slot_mask,
             return_dict=True,
             **kwargs,
         )
@@ -274,6 +303,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             hidden_states=outputs.hidden_states,
             recall=outputs.recall,
             traces=outputs.traces,
+            encodings=outputs.encodings,
             recall_entropy=outputs.recall_entropy,
         )
 
@@ -317,6 +347,7 @@ class EnnClassifier(EnnPreTrainedModel):
             hidden_states=outputs.hidden_states,
             recall=outputs.recall,
             traces=outputs.traces,
+            encodings=outputs.encodings,
             recall_entropy=outputs.recall_entropy,
         )
 

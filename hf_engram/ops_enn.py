@@ -26,6 +26,7 @@ class CellWeights(NamedTuple):
     output_weight: Tensor  # [H, K]
     output_bias: Tensor  # [H]
     output_norm: tuple[Tensor, Tensor] | None  # weight [H], bias [H]
+    gate: tuple[Tensor, Tensor] | None = None  # weight [H, 3H] (columns as above), bias [H]; `None`: no gate
 
 
 class CellSettings(NamedTuple):
@@ -37,6 +38,25 @@ class CellSettings(NamedTuple):
     trace_clip: float | None
     trace_scope: str  # "sequence" or "batch"
     layer_norm_eps: float
+
+
+class StepMasks(NamedTuple):
+    """Steps of a sequence that are not like the others, each bool `[B, T]`; `None` where all are alike."""
+
+    valid: Tensor | None = None  # False at padding, which leaves the whole state as it is
+    restart: Tensor | None = None  # True where a new document begins: the state is zero before that step
+    writes: Tensor | None = None  # False at a token that writes nothing; the trace decays all the same
+
+    def steps(self, steps: slice | int) -> "StepMasks":
+        """The masks of some steps (`[B, t]`) or of one (`[B]`)."""
+        return StepMasks(*(None if mask is None else mask[:, steps] for mask in self))
+
+    def rows(self, rows: Tensor) -> "StepMasks":
+        """The masks of the rows with these indices."""
+        return StepMasks(*(None if mask is None else mask[rows] for mask in self))
+
+
+NO_MASKS = StepMasks()
 
 
 class CellState(NamedTuple):
@@ -51,6 +71,7 @@ class ScanOutput(NamedTuple):
 
     outputs: Tensor  # [B, T, H], the hidden state after every step
     recall: Tensor  # [B, T, N], the weights over slots at every step
+    encodings: Tensor  # [B, T, H], what every step compared with the memory and wrote
     state: CellState  # after the last step
 
 
@@ -80,16 +101,16 @@ def memory_step(
     trace: Tensor,
     memory_bank: Tensor,
     settings: CellSettings,
-    valid: Tensor | None = None,
+    masks: StepMasks = NO_MASKS,
     noise: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Recall from bank and trace, then write.
 
     Args:
         z: encoding `[B, H]`.
-        trace: Hebbian trace `[B, N, H]`.
+        trace: Hebbian trace `[B, N, H]`, restarts already cleared.
         memory_bank: learned slots `[N, H]`.
-        valid: bool `[B]`; rows that are `False` keep their trace.
+        masks: of this step, each `[B]`; `restart` is not looked at.
         noise: `[N, H]` or `[B, N, H]`, added inside the write.
 
     Returns:
@@ -103,26 +124,39 @@ def memory_step(
 
     write = torch.einsum("bn,bh->bnh", recall, z)
     if settings.trace_scope == "batch":
-        write = write.mean(0) if valid is None else _mean_of_valid(write, valid)
+        write = _mean_of_writers(write, masks)
+    elif masks.writes is not None:
+        write = torch.where(masks.writes[:, None, None], write, 0)
     if noise is not None:
         write = write + noise
     new_trace = (1 - eta) * trace + eta * write
     if settings.trace_clip is not None:
         new_trace = new_trace.clamp(-settings.trace_clip, settings.trace_clip)
-    if valid is not None:
-        new_trace = torch.where(valid[:, None, None], new_trace, trace)
+    if masks.valid is not None:
+        new_trace = torch.where(masks.valid[:, None, None], new_trace, trace)
     return recalled, recall, new_trace
 
 
-def _mean_of_valid(write: Tensor, valid: Tensor) -> Tensor:
-    total = torch.where(valid[:, None, None], write, 0).sum(0)
-    return total / valid.sum().clamp_min(1)
+def _mean_of_writers(write: Tensor, masks: StepMasks) -> Tensor:
+    writers = torch.ones(len(write), dtype=torch.bool, device=write.device)
+    for mask in (masks.valid, masks.writes):
+        writers = writers if mask is None else writers & mask
+    return torch.where(writers[:, None, None], write, 0).sum(0) / writers.sum().clamp_min(1)
 
 
 def integrator_step(z: Tensor, recalled: Tensor, hidden: Tensor, weights: CellWeights, eps: float) -> Tensor:
-    """Next hidden state `[B, H]` from encoding, recalled memory and hidden state, each `[B, H]`."""
-    inner = F.relu(F.linear(torch.cat([z, recalled, hidden], -1), weights.integrator_weight, weights.integrator_bias))
-    return layer_norm(F.relu(F.linear(inner, weights.output_weight, weights.output_bias)), weights.output_norm, eps)
+    """Next hidden state `[B, H]` from encoding, recalled memory and hidden state, each `[B, H]`.
+
+    Without a gate, the paper's: h = LN(relu(u Wo + bo)) with u = relu([z, m, h] Wi + bi). With one, ours:
+    h + g ∘ (LN(u Wo + bo) - h) with g = sigmoid([z, m, h] Wg + bg).
+    """
+    read = torch.cat([z, recalled, hidden], -1)
+    inner = F.relu(F.linear(read, weights.integrator_weight, weights.integrator_bias))
+    proposal = F.linear(inner, weights.output_weight, weights.output_bias)
+    if weights.gate is None:
+        return layer_norm(F.relu(proposal), weights.output_norm, eps)
+    gate = torch.sigmoid(F.linear(read, *weights.gate))
+    return hidden + gate * (layer_norm(proposal, weights.output_norm, eps) - hidden)
 
 
 def enn_step(
@@ -130,30 +164,32 @@ def enn_step(
     state: CellState,
     weights: CellWeights,
     settings: CellSettings,
-    valid: Tensor | None = None,
+    masks: StepMasks = NO_MASKS,
     noise: Tensor | None = None,
-) -> tuple[Tensor, CellState]:
+) -> tuple[Tensor, Tensor, CellState]:
     """One step of the cell.
 
     Args:
         x: input `[B, I]`.
         state: hidden `[B, H]` and trace `[B, N, H]` before the step.
-        valid: bool `[B]`; rows that are `False` (padding) keep their whole state.
+        masks: of this step, each `[B]`.
         noise: `[N, H]` or `[B, N, H]`, added inside the write.
 
     Returns:
-        recall weights `[B, N]` and the state after the step, whose `hidden` is the output.
+        recall weights `[B, N]`, encoding `[B, H]`, and the state after the step, whose `hidden` is the output.
     """
+    if masks.restart is not None:
+        state = clear_rows(state, masks.restart)
     z = encode(x, weights, settings)
     precise = state.trace.dtype
     with torch.autocast(x.device.type, enabled=False):
         recalled, recall, trace = memory_step(
-            z.to(precise), state.trace, weights.memory_bank.to(precise), settings, valid, noise
+            z.to(precise), state.trace, weights.memory_bank.to(precise), settings, masks, noise
         )
     hidden = integrator_step(z, recalled.to(z.dtype), state.hidden, weights, settings.layer_norm_eps)
-    if valid is not None:
-        hidden = torch.where(valid[:, None], hidden, state.hidden)
-    return recall, CellState(hidden, trace)
+    if masks.valid is not None:
+        hidden = torch.where(masks.valid[:, None], hidden, state.hidden)
+    return recall, z, CellState(hidden, trace)
 
 
 def enn_loop(
@@ -161,8 +197,7 @@ def enn_loop(
     state: CellState,
     weights: CellWeights,
     settings: CellSettings,
-    valid: Tensor | None = None,
-    restart: Tensor | None = None,
+    masks: StepMasks = NO_MASKS,
     noise: Tensor | None = None,
 ) -> ScanOutput:
     """The definition, step by step over a sequence.
@@ -170,25 +205,17 @@ def enn_loop(
     Args:
         x: inputs `[B, T, I]`.
         state: hidden `[B, H]` and trace `[B, N, H]` before the first step.
-        valid: bool `[B, T]`; `False` marks padding, which leaves the state as it is.
-        restart: bool `[B, T]`; `True` where a new document begins: the state is zero before that step.
+        masks: each `[B, T]`.
         noise: `[T, N, H]` or `[T, B, N, H]`, added inside the writes.
     """
-    outputs, recalls = [], []
+    outputs, recalls, encodings = [], [], []
     for t in range(x.shape[1]):
-        if restart is not None:
-            state = clear_rows(state, restart[:, t])
-        recall, state = enn_step(
-            x[:, t],
-            state,
-            weights,
-            settings,
-            None if valid is None else valid[:, t],
-            None if noise is None else noise[t],
-        )
+        step_noise = None if noise is None else noise[t]
+        recall, z, state = enn_step(x[:, t], state, weights, settings, masks.steps(t), step_noise)
         outputs.append(state.hidden)
         recalls.append(recall)
-    return ScanOutput(torch.stack(outputs, 1), torch.stack(recalls, 1), state)
+        encodings.append(z)
+    return ScanOutput(torch.stack(outputs, 1), torch.stack(recalls, 1), torch.stack(encodings, 1), state)
 
 
 def clear_rows(state: CellState, rows: Tensor) -> CellState:

@@ -18,13 +18,16 @@ from .compiled_enn import recall_backward as compiled_backward
 from .compiled_enn import recall_forward as compiled_forward
 from .kernels_enn import ChunkRecalls, ChunkTerms, recall_backward, recall_forward
 from .ops_enn import (
+    NO_MASKS,
     SQUARED_NORM_FLOOR,
     CellSettings,
     CellState,
     CellWeights,
     ScanOutput,
+    StepMasks,
     encode,
     enn_loop,
+    integrator_step,
     memory_step,
 )
 
@@ -53,8 +56,7 @@ def enn_scan(
     state: CellState,
     weights: CellWeights,
     settings: CellSettings,
-    valid: Tensor | None = None,
-    restart: Tensor | None = None,
+    masks: StepMasks = NO_MASKS,
     noise: Tensor | None = None,
 ) -> ScanOutput:
     """Run the cell over a sequence; arguments and result as in `ops_enn.enn_loop`, which it equals.
@@ -64,17 +66,17 @@ def enn_scan(
     """
     stepwise = x.shape[1] == 1 or noise is not None or settings.trace_scope == "batch"
     if stepwise or selected_scan() == "definition":
-        return enn_loop(x, state, weights, settings, valid, restart, noise)
+        return enn_loop(x, state, weights, settings, masks, noise)
 
     z = encode(x, weights, settings)
     with torch.autocast(x.device.type, enabled=False):
         precise = state.trace.dtype
         recalled, recall, trace = memory_scan(
-            z.to(precise), state.trace, weights.memory_bank.to(precise), settings, valid, restart
+            z.to(precise), state.trace, weights.memory_bank.to(precise), settings, masks
         )
         recalled = recalled.to(z.dtype)
-    outputs, hidden = integrator_scan(z, recalled, state.hidden, weights, settings, valid, restart)
-    return ScanOutput(outputs, recall, CellState(hidden, trace))
+    outputs, hidden = integrator_scan(z, recalled, state.hidden, weights, settings, masks)
+    return ScanOutput(outputs, recall, z, CellState(hidden, trace))
 
 
 def memory_scan(
@@ -82,8 +84,7 @@ def memory_scan(
     trace: Tensor,
     memory_bank: Tensor,
     settings: CellSettings,
-    valid: Tensor | None = None,
-    restart: Tensor | None = None,
+    masks: StepMasks = NO_MASKS,
     chunk_size: int = CHUNK_SIZE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All recalls and writes of a sequence, chunk by chunk.
@@ -92,7 +93,7 @@ def memory_scan(
         z: encodings `[B, T, H]`.
         trace: trace before the first step `[B, N, H]`.
         memory_bank: learned slots `[N, H]`.
-        valid, restart: bool `[B, T]`, as in `ops_enn.enn_loop`.
+        masks: each `[B, T]`, as in `ops_enn.enn_loop`.
 
     Returns:
         recalled memory `[B, T, H]`, recall weights `[B, T, N]`, trace after the last step `[B, N, H]`.
@@ -100,14 +101,7 @@ def memory_scan(
     recalled, recalls = [], []
     for start in range(0, z.shape[1], chunk_size):
         steps = slice(start, start + chunk_size)
-        chunk = (
-            z[:, steps],
-            trace,
-            memory_bank,
-            settings,
-            None if valid is None else valid[:, steps],
-            None if restart is None else restart[:, steps],
-        )
+        chunk = (z[:, steps], trace, memory_bank, settings, masks.steps(steps))
         clipped = settings.trace_clip is not None
         chunk_recalled, chunk_recall, trace = clipped_chunk(*chunk) if clipped else chunkwise_memory(*chunk)
         recalled.append(chunk_recalled)
@@ -120,8 +114,7 @@ def chunkwise_memory(
     trace: Tensor,
     memory_bank: Tensor,
     settings: CellSettings,
-    valid: Tensor | None,
-    restart: Tensor | None,
+    masks: StepMasks,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """One chunk of the memory recurrence without a clip; shapes as in `memory_scan`, with T = C.
 
@@ -131,9 +124,10 @@ def chunkwise_memory(
     """
     scale = settings.trace_scale
     rate = z.new_full(z.shape[:2], settings.hebbian_lr)
-    if valid is not None:
-        rate = rate * valid
-    decay, carry = decay_factors(z, settings.hebbian_lr, valid, restart)
+    if masks.valid is not None:
+        rate = rate * masks.valid
+    write_rate = rate if masks.writes is None else rate * masks.writes
+    decay, carry = decay_factors(z, settings.hebbian_lr, masks)
     within, to_end = decay[:, :-1], decay[:, -1:]
     squared = z.square().sum(-1)
     terms = ChunkTerms(
@@ -141,8 +135,9 @@ def chunkwise_memory(
         gram=within * (z @ z.mT),
         squared=squared,
         inverse_norm=squared.clamp_min(SQUARED_NORM_FLOOR).rsqrt(),
-        rate=rate,
-        restart=restart,
+        keep=1 - rate,
+        write=write_rate,
+        restart=masks.restart,
     )
     trace_dot = carry[:, :-1] * (z @ trace.mT)
     bank_squared = memory_bank.square().sum(-1)
@@ -154,7 +149,7 @@ def chunkwise_memory(
     return recalled, recall, trace
 
 
-def decay_factors(z: Tensor, hebbian_lr: float, valid: Tensor | None, restart: Tensor | None) -> tuple[Tensor, Tensor]:
+def decay_factors(z: Tensor, hebbian_lr: float, masks: StepMasks) -> tuple[Tensor, Tensor]:
     """How much of each write, and of the first trace, is left at each step of a chunk.
 
     Returns:
@@ -163,16 +158,17 @@ def decay_factors(z: Tensor, hebbian_lr: float, valid: Tensor | None, restart: T
         carry `[B or 1, C + 1, 1]`: the weight of the chunk's first trace in the trace read at step t.
     """
     steps = z.shape[1]
-    writes = z.new_ones(1, steps) if valid is None else valid.to(z.dtype)
-    before = F.pad(writes.cumsum(-1), (1, 0))  # [B, C + 1], writes made before step t
+    decays = z.new_ones(1, steps) if masks.valid is None else masks.valid.to(z.dtype)
+    writes = decays if masks.writes is None else decays * masks.writes
+    before = F.pad(decays.cumsum(-1), (1, 0))  # [B, C + 1], decays before step t
     elapsed = before[:, :, None] - before[:, None, 1:]  # [B, C + 1, C]
     keep = 1 - hebbian_lr
     step = torch.arange(steps + 1, device=z.device)
     seen = step[:, None] > step[None, :-1]
     decay = torch.where(seen, hebbian_lr * keep ** elapsed.clamp_min(0), 0) * writes[:, None, :]
     carry = keep**before
-    if restart is not None:
-        document = restart.cumsum(-1)
+    if masks.restart is not None:
+        document = masks.restart.cumsum(-1)
         document_read = torch.cat([document, document[:, -1:]], -1)  # [B, C + 1]
         decay = decay * (document_read[:, :, None] == document[:, None, :])
         carry = carry * (document_read == 0)
@@ -183,11 +179,13 @@ class ChunkRecall(torch.autograd.Function):
     """Recall weights `[B, C, N]` of a chunk: `recall_forward` with its gradients, compiled where possible."""
 
     @staticmethod
-    def forward(ctx, bank_dot, gram, squared, inverse_norm, rate, restart, trace_dot, bank_squared, mu, nu, settings):
+    def forward(
+        ctx, bank_dot, gram, squared, inverse_norm, keep, write, restart, trace_dot, bank_squared, mu, nu, settings
+    ):
         ctx.settings = settings
         ctx.compiled = selected_scan() == "auto" and can_compile(bank_dot)
         run = compiled_forward if ctx.compiled else recall_forward
-        terms = ChunkTerms(bank_dot, gram, squared, inverse_norm, rate, restart)
+        terms = ChunkTerms(bank_dot, gram, squared, inverse_norm, keep, write, restart)
         found = run(terms, trace_dot, bank_squared, mu, nu, settings)
         ctx.save_for_backward(*terms, *found)
         return found.recall
@@ -196,11 +194,11 @@ class ChunkRecall(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad_recall):
         saved = ctx.saved_tensors  # read once: activation checkpointing recomputes them on access
-        terms, found = ChunkTerms(*saved[:6]), ChunkRecalls(*saved[6:])
+        terms, found = ChunkTerms(*saved[:7]), ChunkRecalls(*saved[7:])
         run = compiled_backward if ctx.compiled else recall_backward
         grad = run(grad_recall, terms, found, ctx.settings)
         grad_gram = grad.product @ found.recall.mT
-        grad_terms = (grad.bank_dot, grad_gram, grad.squared, grad.inverse_norm, None, None)
+        grad_terms = (grad.bank_dot, grad_gram, grad.squared, grad.inverse_norm, None, None, None)
         return (*grad_terms, grad.product, grad.bank_squared, grad.mu, grad.nu, None)
 
 
@@ -209,28 +207,20 @@ def clipped_chunk(
     trace: Tensor,
     memory_bank: Tensor,
     settings: CellSettings,
-    valid: Tensor | None,
-    restart: Tensor | None,
+    masks: StepMasks,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`chunkwise_memory` under the clip, exact.
 
     A row whose trace provably stays within the clip all through the chunk needs no clip; the others run step by step.
     The proof is `|A_t| <= |A_0| + hebbian_lr Σ_r a_r |z_r|`, entry by entry.
     """
-    recalled, recall, new_trace = chunkwise_memory(z, trace, memory_bank, settings, valid, restart)
+    recalled, recall, new_trace = chunkwise_memory(z, trace, memory_bank, settings, masks)
     with torch.no_grad():
         bound = trace.abs() + settings.hebbian_lr * (recall.mT @ z.abs())
         clipped = (bound.amax((1, 2)) > settings.trace_clip).nonzero().squeeze(-1)
     if len(clipped) == 0:
         return recalled, recall, new_trace
-    stepwise = memory_loop(
-        z[clipped],
-        trace[clipped],
-        memory_bank,
-        settings,
-        None if valid is None else valid[clipped],
-        None if restart is None else restart[clipped],
-    )
+    stepwise = memory_loop(z[clipped], trace[clipped], memory_bank, settings, masks.rows(clipped))
     if len(clipped) == len(z):
         return stepwise
     return (
@@ -245,17 +235,14 @@ def memory_loop(
     trace: Tensor,
     memory_bank: Tensor,
     settings: CellSettings,
-    valid: Tensor | None,
-    restart: Tensor | None,
+    masks: StepMasks,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`memory_scan` by the definition of a step."""
     recalled, recalls = [], []
     for t in range(z.shape[1]):
-        if restart is not None:
-            trace = trace.masked_fill(restart[:, t, None, None], 0)
-        step_recalled, recall, trace = memory_step(
-            z[:, t], trace, memory_bank, settings, None if valid is None else valid[:, t]
-        )
+        if masks.restart is not None:
+            trace = trace.masked_fill(masks.restart[:, t, None, None], 0)
+        step_recalled, recall, trace = memory_step(z[:, t], trace, memory_bank, settings, masks.steps(t))
         recalled.append(step_recalled)
         recalls.append(recall)
     return torch.stack(recalled, 1), torch.stack(recalls, 1), trace
@@ -267,19 +254,21 @@ def integrator_scan(
     hidden: Tensor,
     weights: CellWeights,
     settings: CellSettings,
-    valid: Tensor | None = None,
-    restart: Tensor | None = None,
+    masks: StepMasks = NO_MASKS,
 ) -> tuple[Tensor, Tensor]:
     """All hidden states of a sequence, given its encodings and recalled memories.
 
     Args:
         z, recalled: `[B, T, H]`.
         hidden: hidden state before the first step `[B, H]`.
-        valid, restart: bool `[B, T]`, as in `ops_enn.enn_loop`.
+        masks: each `[B, T]`, as in `ops_enn.enn_loop`.
 
     Returns:
         hidden states `[B, T, H]` and the last one `[B, H]`.
     """
+    if weights.gate is not None:
+        return gated_loop(z, recalled, hidden, weights, settings, masks)
+    valid, restart, _ = masks
     width = hidden.shape[-1]
     from_inputs, from_hidden = weights.integrator_weight.split([2 * width, width], dim=1)
     drive = F.linear(torch.cat([z, recalled], -1), from_inputs, weights.integrator_bias)
@@ -297,6 +286,21 @@ def integrator_scan(
         None if restart is None else restart.T[:, :, None],
     )
     return outputs.transpose(0, 1), outputs[-1]
+
+
+def gated_loop(
+    z: Tensor, recalled: Tensor, hidden: Tensor, weights: CellWeights, settings: CellSettings, masks: StepMasks
+) -> tuple[Tensor, Tensor]:
+    """`integrator_scan` with a gate, by the definition of a step."""
+    outputs = []
+    for t in range(z.shape[1]):
+        step = masks.steps(t)
+        if step.restart is not None:
+            hidden = hidden.masked_fill(step.restart[:, None], 0)
+        new = integrator_step(z[:, t], recalled[:, t], hidden, weights, settings.layer_norm_eps)
+        hidden = new if step.valid is None else torch.where(step.valid[:, None], new, hidden)
+        outputs.append(hidden)
+    return torch.stack(outputs, 1), hidden
 
 
 class IntegratorRecurrence(torch.autograd.Function):

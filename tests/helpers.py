@@ -30,6 +30,7 @@ ARCHITECTURES = {
     "residual": {"num_hidden_layers": 2, "residual": True},
     "clipped": {"trace_clip": 0.15},
     "without_layer_norm": {"use_layer_norm": False},
+    "gated": {"integrator": "gated", "num_hidden_layers": 2},
 }
 TINY_IMAGES = {"image_sequence": "row", "image_size": 8, "patch_size": 4, "num_channels": 3}
 IMAGE_SEQUENCES = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_engram import compiled_enn
-from hf_engram.ops_enn import CellSettings, CellState, CellWeights, encode, enn_loop
+from hf_engram.ops_enn import CellSettings, CellState, CellWeights, StepMasks, encode, enn_loop
 from hf_engram.scan_enn import CHUNK_SIZE, enn_scan
 
 INPUTS, WIDTH, SLOTS = 6, 16, 8
@@ -22,8 +22,7 @@ class Case(NamedTuple):
     state: CellState
     weights: CellWeights
     settings: CellSettings
-    valid: torch.Tensor | None
-    restart: torch.Tensor | None
+    masks: StepMasks
 
     def leaves(self):
         flat = [self.x, *self.state]
@@ -33,7 +32,16 @@ class Case(NamedTuple):
 
 
 def make_case(
-    steps, batch=3, dtype=torch.float64, padding=None, restarts=False, trace_clip=None, use_layer_norm=True, seed=2
+    steps,
+    batch=3,
+    dtype=torch.float64,
+    padding=None,
+    restarts=False,
+    erased=False,
+    trace_clip=None,
+    use_layer_norm=True,
+    integrator="recurrent",
+    seed=2,
 ):
     generator = torch.Generator().manual_seed(seed)
 
@@ -53,10 +61,11 @@ def make_case(
         random(WIDTH, 3 * WIDTH, std=0.2),
         random(WIDTH, std=0.1),
         norm(),
+        (random(WIDTH, 3 * WIDTH, std=0.2), random(WIDTH, std=0.1)) if integrator == "gated" else None,
     )
     settings = CellSettings(0.05, 0.5, 0.3, trace_clip, "sequence", 1e-6)
     state = CellState(random(batch, WIDTH), random(batch, SLOTS, WIDTH, std=0.01))
-    random_flags = torch.rand(2, batch, steps, generator=generator)
+    random_flags = torch.rand(3, batch, steps, generator=generator)
     half = torch.arange(steps) < steps // 2
     valid = {
         None: None,
@@ -65,13 +74,14 @@ def make_case(
         "interior": random_flags[0] > 0.3,
     }[padding]
     restart = random_flags[1] > 0.95 if restarts else None
-    return Case(random(batch, steps, INPUTS), state, weights, settings, valid, restart)
+    writes = random_flags[2] > 0.3 if erased else None
+    return Case(random(batch, steps, INPUTS), state, weights, settings, StepMasks(valid, restart, writes))
 
 
 def run(scan, case):
     """All results and all gradients of a scan under a fixed random cotangent."""
     result = scan(*case)
-    values = [result.outputs, result.recall, *result.state]
+    values = [result.outputs, result.recall, result.encodings, *result.state]
     generator = torch.Generator().manual_seed(1)
     loss = sum((v * torch.randn(v.shape, generator=generator, dtype=v.dtype)).sum() for v in values)
     return values + list(torch.autograd.grad(loss, case.leaves()))
@@ -106,8 +116,16 @@ def test_equals_definition_at_every_length(scan, steps, dtype):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("restarts", [False, True], ids=["", "restarts"])
 @pytest.mark.parametrize("padding", ["left", "right", "interior"])
-def test_equals_definition_with_padding_and_documents(scan, padding, restarts, batch, dtype):
-    assert_equals_definition(make_case(CHUNK_SIZE + 20, batch, dtype, padding, restarts))
+@pytest.mark.parametrize("integrator", ["recurrent", "gated"])
+def test_equals_definition_with_padding_and_documents(scan, integrator, padding, restarts, batch, dtype):
+    assert_equals_definition(make_case(CHUNK_SIZE + 20, batch, dtype, padding, restarts, integrator=integrator))
+
+
+@pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
+@pytest.mark.parametrize("trace_clip", [None, 0.1], ids=["", "clip"])
+@pytest.mark.parametrize("padding", [None, "interior"])
+def test_equals_definition_with_erased_writes(scan, padding, trace_clip):
+    assert_equals_definition(make_case(CHUNK_SIZE + 20, padding=padding, erased=True, trace_clip=trace_clip))
 
 
 @pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
@@ -134,8 +152,9 @@ def test_clip_active_in_some_rows_only_leaves_the_others_bit_equal():
 
 
 @pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
-def test_equals_definition_without_layer_norm(scan):
-    assert_equals_definition(make_case(CHUNK_SIZE + 20, use_layer_norm=False))
+@pytest.mark.parametrize("integrator", ["recurrent", "gated"])
+def test_equals_definition_without_layer_norm(scan, integrator):
+    assert_equals_definition(make_case(CHUNK_SIZE + 20, use_layer_norm=False, integrator=integrator))
 
 
 @pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
