@@ -11,13 +11,25 @@ import torch
 import torch.nn as nn
 from huggingface_hub.dataclasses import strict
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification, configuration_utils
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    DynamicCache,
+    configuration_utils,
+)
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
 
 from hf_engram import EnnConfig, EnnForCausalLM, EnnForImageClassification, EnnModel
 from hf_engram.cache_enn import EnnCacheLayer
+from hf_engram.masks_enn import document_starts, padding_mask
+from hf_engram.modeling_enn import EnnModelOutput
 
 from .attention import WindowedAttention
 
@@ -156,7 +168,7 @@ def pieces(steps: int, valid: Tensor | None, restart: Tensor | None) -> list[tup
 
 
 class BaselineLayer(GradientCheckpointingLayer):
-    """One layer of a baseline, called as an ENN's layer is."""
+    """One layer of a baseline: the bare cell, or the cell in a pre-norm residual block."""
 
     def __init__(self, config: BaselineConfig, layer_idx: int, input_size: int) -> None:
         super().__init__()
@@ -173,12 +185,8 @@ class BaselineLayer(GradientCheckpointingLayer):
         past_key_values: Cache | None = None,
         valid: Tensor | None = None,
         restart: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """Run over `hidden_states` `[B, T, I]` and write the new state to `past_key_values`.
-
-        Returns:
-            outputs `[B, T, H]`, and `None` where the ENN has its recall.
-        """
+    ) -> Tensor:
+        """Run over `hidden_states` `[B, T, I]` and write the new state to `past_key_values`; returns `[B, T, H]`."""
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         x = hidden_states if self.input_norm is None else self.input_norm(hidden_states)
         outputs, state = self.cell(x, None if cache is None else cache.state, valid, restart)
@@ -189,7 +197,7 @@ class BaselineLayer(GradientCheckpointingLayer):
             outputs = hidden_states + outputs
         if self.feed_forward is not None:
             outputs = outputs + self.dropout(self.feed_forward(outputs))
-        return outputs, None
+        return outputs
 
 
 class FeedForward(nn.Module):
@@ -240,10 +248,40 @@ class BaselineModel(BaselineInitialization, EnnModel):
         )
         self.post_init()
 
-    def _check_state(self, past_key_values: Cache, batch: int) -> None:
-        layers = past_key_values.layers
-        if len(layers) != len(self.layers) or not all(isinstance(layer, RecurrentState) for layer in layers):
-            raise ValueError("past_key_values is not the state of this model.")
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        write_mask: Tensor | None = None,
+        plastic: bool = True,
+        slot_mask: Tensor | None = None,
+        **kwargs: Unpack[TransformersKwargs],
+    ) -> EnnModelOutput:
+        """Arguments as in [`EnnModel`]; those that change its memory are refused."""
+        if write_mask is not None or slot_mask is not None or not plastic:
+            raise ValueError("A baseline has no memory that write_mask, slot_mask or plastic=False could change.")
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give exactly one of input_ids and inputs_embeds.")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        valid = padding_mask(attention_mask, inputs_embeds)
+        restart = document_starts(position_ids, inputs_embeds, valid, past_key_values)
+        hidden_states = self.embedding_dropout(inputs_embeds)
+        if self.embedding_projection is not None:
+            hidden_states = self.embedding_projection(hidden_states)
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, past_key_values=past_key_values, valid=valid, restart=restart)
+        if self.norm is not None:
+            hidden_states = self.norm(hidden_states)
+        return EnnModelOutput(last_hidden_state=hidden_states, past_key_values=past_key_values if use_cache else None)
 
 
 class BaselineForCausalLM(BaselineInitialization, EnnForCausalLM):

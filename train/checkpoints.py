@@ -43,8 +43,8 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
     Raises:
         ValueError: there is none to go on from, or a fresh run would mix its checkpoints with another's.
     """
-    folders = [Path(path) for path in sort_checkpoints(args.output_dir, PREFIX_CHECKPOINT_DIR)]
-    whole = [folder for folder in folders if (folder / WHOLE).exists()]
+    folders = checkpoints(args.output_dir)
+    whole = whole_checkpoints(args.output_dir)
     wanted = str(args.resume_from_checkpoint or False)
     if wanted.lower() == "true":
         if not whole:
@@ -69,6 +69,16 @@ def find_checkpoint(args: TrainingArguments) -> str | None:
             "go on with it, choose another output_dir, or delete it."
         )
     return None
+
+
+def checkpoints(output_dir: str | Path) -> list[Path]:
+    """All checkpoints of a run, oldest first."""
+    return [Path(path) for path in sort_checkpoints(str(output_dir), PREFIX_CHECKPOINT_DIR)]
+
+
+def whole_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Those that were written to the end."""
+    return [folder for folder in checkpoints(output_dir) if (folder / WHOLE).exists()]
 
 
 def step(folder: Path) -> int:

@@ -144,9 +144,7 @@ def load_text(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
     }
     if not args.streaming:
         options["desc"] = "Reading"
-    splits = {
-        split: dataset[split].map(end_rows, **options) for split in ("train", *HELD_OUT) if split in dataset
-    }
+    splits = {split: dataset[split].map(end_rows, **options) for split in ("train", *HELD_OUT) if split in dataset}
     if args.streaming:
         splits |= {split: Dataset.from_list(list(splits[split])) for split in HELD_OUT if split in splits}
     return splits

@@ -156,5 +156,3 @@ def collate(examples: list[dict[str, Any]], processor: EnnImageProcessor) -> dic
         mean, std = (torch.tensor(x)[:, None, None] for x in (processor.image_mean, processor.image_std))
         values = (values - mean) / std
     return {"pixel_values": values, "labels": torch.tensor([example["labels"] for example in examples])}
-
-

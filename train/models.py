@@ -29,6 +29,7 @@ MODEL_CLASSES = {
 }
 ENN_ONLY = (
     "memory_size",
+    "integrator",
     "integrator_size",
     "hebbian_lr",
     "trace_scale",
@@ -73,8 +74,13 @@ class ModelArguments:
     initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of embeddings and heads."})
 
     memory_size: int = field(default=64, metadata={"help": "ENN: slots of the bank and of the trace."})
+    integrator: str = field(
+        default="recurrent",
+        metadata={"help": "ENN: 'recurrent', the paper's, or 'gated', which moves the hidden state by a gated step."},
+    )
     integrator_size: int | None = field(
-        default=None, metadata={"help": "ENN: width of the integrator's inner layer. None: three times hidden_size."}
+        default=None,
+        metadata={"help": "ENN: width of the integrator's inner layer. None: the paper's number of parameters."},
     )
     hebbian_lr: float = field(default=0.05, metadata={"help": "ENN: share of the trace that one write replaces."})
     trace_scale: float = field(default=0.5, metadata={"help": "ENN: weight of the trace beside the bank."})

@@ -76,4 +76,8 @@ def train_and_save(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, 
     trainer.save_model()
     trainer.save_state()
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
-    return {**metrics, "parameters": trainer.model.num_parameters(only_trainable=True), "train_seconds": stopwatch.seconds}
+    return {
+        **metrics,
+        "parameters": trainer.model.num_parameters(only_trainable=True),
+        "train_seconds": stopwatch.seconds,
+    }

@@ -15,7 +15,7 @@ from transformers.cache_utils import Cache
 from transformers.trainer_utils import EvalLoopOutput
 
 from .checkpoints import CheckpointTrainer
-from .data import IGNORED_LABEL, TextStreams
+from .streams import IGNORED_LABEL, TextStreams
 
 
 class RecipeTrainer(CheckpointTrainer):
