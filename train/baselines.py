@@ -122,7 +122,10 @@ class TransformerState(RecurrentState):
 
 
 class RecurrentCell(nn.Module):
-    """`torch.nn.RNN`, `GRU` or `LSTM` with padding and document starts."""
+    """`torch.nn.RNN`, `GRU` or `LSTM` with padding and document starts.
+
+    It computes in its own dtype under autocast, too: oneDNN lacks the LSTM's loop in bfloat16 on some processors.
+    """
 
     CELLS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
 
@@ -139,6 +142,7 @@ class RecurrentCell(nn.Module):
         Returns:
             outputs `[B, T, H]` and the state after the last step.
         """
+        dtype, x = x.dtype, x.to(self.rnn.weight_hh_l0.dtype)
         if state is None:
             state = (x.new_zeros(len(x), self.rnn.hidden_size),) * self.number_of_states
         outputs = []
@@ -146,14 +150,15 @@ class RecurrentCell(nn.Module):
             if restart is not None:
                 state = tuple(value.masked_fill(restart[:, first, None], 0) for value in state)
             hidden = [value[None].to(x.dtype).contiguous() for value in state]
-            piece, new = self.rnn(x[:, first:last], tuple(hidden) if len(hidden) == 2 else hidden[0])
+            with torch.autocast(x.device.type, enabled=False):
+                piece, new = self.rnn(x[:, first:last], tuple(hidden) if len(hidden) == 2 else hidden[0])
             new = tuple(value[0] for value in (new if isinstance(new, tuple) else (new,)))
             if valid is not None:
                 going_on = valid[:, first, None]
                 new = tuple(torch.where(going_on, a, b) for a, b in zip(new, state, strict=True))
             outputs.append(piece)
             state = new
-        return torch.cat(outputs, 1), state
+        return torch.cat(outputs, 1).to(dtype), state
 
 
 def pieces(steps: int, valid: Tensor | None, restart: Tensor | None) -> list[tuple[int, int]]:

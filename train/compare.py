@@ -4,10 +4,10 @@
     python -m train.compare train/configs/compare/mnist_rows.yaml --models gated gru --seeds 1 2 --num_train_epochs 2
 
 The file names a recipe and its config, and for every model the options in which it differs. Options that this command
-does not know go to every run. Runs that have finished are not repeated, and one that was cut short goes on from its last
-checkpoint, so the same command can be given until all is done. It prints, and saves in output_dir, the mean and standard
-deviation over seeds, every value, the time, and for every pair of models a Welch t-test in which the seeds are the
-replicates, with Holm's correction; and it draws the curves.
+does not know go to every run. Runs that have finished are not repeated, and one that was cut short goes on from its
+last checkpoint, so the same command can be given until all is done. It prints, and saves in output_dir, the mean and
+standard deviation over seeds, every value, the time, and for every pair of models a Welch t-test in which the seeds are
+the replicates, with Holm's correction; and it draws the curves.
 """
 
 import argparse
@@ -145,7 +145,7 @@ def pairwise_tests(values: dict[str, list[float]]) -> list[dict[str, Any]]:
         for every pair `models`, `difference` of the means (first minus second), `p` and `p_holm`, the smallest level at
         which Holm's step-down procedure over all pairs rejects; NaN with fewer than two seeds.
     """
-    tests = []
+    tests: list[dict[str, Any]] = []
     for first, second in itertools.combinations(values, 2):
         a, b = values[first], values[second]
         p = ttest_ind(a, b, equal_var=False).pvalue if min(len(a), len(b)) > 1 else np.nan

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from transformers import set_seed
+from transformers import PreTrainedModel, set_seed
 
 from hf_engram.modeling_enn import image_to_sequence
 
@@ -56,6 +56,23 @@ def parse(argv: list[str] | None = None) -> Arguments:
     return parse_arguments("image_classification", __doc__, ARGUMENT_GROUPS, argv)
 
 
+def make_image_model(
+    model_args: ImageModelArguments, image_args: ImageArguments, class_names: list[str]
+) -> PreTrainedModel:
+    """A model for these images and classes."""
+    return make_model(
+        model_args,
+        "images",
+        image_sequence=image_args.image_sequence,
+        image_size=image_args.image_size,
+        num_channels=image_args.num_channels,
+        patch_size=image_args.patch_size,
+        pixel_permutation_seed=image_args.pixel_permutation_seed,
+        id2label=dict(enumerate(class_names)),
+        label2id={name: index for index, name in enumerate(class_names)},
+    )
+
+
 def build_trainer(
     model_args: ImageModelArguments, image_args: ImageArguments, training_args: ImageTrainingArguments
 ) -> tuple[ImageTrainer, dict]:
@@ -67,21 +84,12 @@ def build_trainer(
     with training_args.main_process_first():
         splits, class_names = load_images(image_args)
     processor = make_processor(image_args)
-    set_seed(training_args.seed)
-    model = make_model(
-        model_args,
-        "images",
-        image_sequence=image_args.image_sequence,
-        image_size=image_args.image_size,
-        num_channels=image_args.num_channels,
-        patch_size=image_args.patch_size,
-        pixel_permutation_seed=image_args.pixel_permutation_seed,
-        id2label=dict(enumerate(class_names)),
-        label2id={name: index for index, name in enumerate(class_names)},
-    )
     data_collator = partial(collate, processor=processor)
+    make = partial(make_image_model, image_args=image_args, class_names=class_names)
+    set_seed(training_args.seed)
     trainer = ImageTrainer(
-        model=model,
+        model=make(model_args),
+        make_model=make,
         args=training_args,
         train_dataset=splits["train"],
         eval_dataset=splits["validation"],
@@ -93,7 +101,7 @@ def build_trainer(
     )
     if model_args.architecture == "enn" and (training_args.memory_steps or training_args.memory_plot_steps):
         some = data_collator([splits["validation"][index] for index in range(IMAGES_IN_MEMORY_LOG)])
-        sequences = {"inputs_embeds": image_to_sequence(some["pixel_values"], model.config)}
+        sequences = {"inputs_embeds": image_to_sequence(some["pixel_values"], trainer.model.config)}
         steps = training_args.memory_steps, training_args.memory_plot_steps
         trainer.add_callback(RecordMemory(trainer.log, sequences, *steps))
     return trainer, {split: splits[split] for split in ("validation", "test")}

@@ -124,9 +124,11 @@ def build_trainer(
     else:
         train_dataset = TextStreams.blocks(texts["train"], block_size, start)
 
+    make = partial(make_language_model, tokenizer=tokenizer)
     set_seed(training_args.seed)
     trainer = LanguageTrainer(
-        model=make_language_model(model_args, tokenizer),
+        model=make(model_args),
+        make_model=make,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=TextStreams(texts["validation"], training_args.eval_batch_size, block_size, start),

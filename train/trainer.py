@@ -1,6 +1,7 @@
 """The HF Trainer for recurrent models: carried state, perplexity over a whole text, shifted images."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,25 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DynamicCache, EvalPrediction, PreTrainedConfig
+from transformers import DynamicCache, EvalPrediction, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.trainer_utils import EvalLoopOutput
 
 from .checkpoints import CheckpointTrainer
+from .models import ModelArguments
 from .streams import IGNORED_LABEL, TextStreams
 
 
 class RecipeTrainer(CheckpointTrainer):
-    """What the recipes share."""
+    """What the recipes share.
+
+    Args:
+        make_model: makes another model for the same data from other arguments, for `train.search`.
+    """
+
+    def __init__(self, *args: Any, make_model: Callable[[ModelArguments], PreTrainedModel], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.make_model = make_model
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """All matrices but the bank: recall compares directions, decay would only shrink slots beside the trace."""
