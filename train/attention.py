@@ -68,7 +68,8 @@ class WindowedAttention(nn.Module):
 def rotate(heads: Tensor, places: Tensor) -> Tensor:
     """Rotary positions (Su et al., arXiv 2104.09864): `[B, heads, T, D]` at `places` `[T]`; scores see differences."""
     half = heads.shape[-1] // 2
-    rates = ROTARY_BASE ** (-torch.arange(half, device=heads.device, dtype=torch.float32) / half)
+    precise = torch.promote_types(heads.dtype, torch.float32)
+    rates = ROTARY_BASE ** (-torch.arange(half, device=heads.device, dtype=precise) / half)
     angles = places[:, None] * rates
     cosine, sine = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
     first, second = heads[..., :half], heads[..., half:]

@@ -1,5 +1,6 @@
 """Token streams cut into training examples: blocks, streams that carry their state on, and text that is streamed."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -69,8 +70,9 @@ class TextStreams(torch.utils.data.Dataset):
 class StreamedBlocks(torch.utils.data.IterableDataset):
     """Blocks of a text that is read, tokenized and shuffled while training goes on, and never kept as a whole.
 
-    Blocks are drawn from a buffer: an example is a random one of the `buffer_size` blocks at hand, whose place the next
-    one takes. The order depends on `seed` and the epoch alone.
+    After the last block it begins again: a run ends with its number of steps. Blocks are drawn from a buffer: an
+    example is a random one of the `buffer_size` blocks at hand, whose place the next one takes. The order depends on
+    `seed` and the number of the pass alone.
 
     Args:
         text: rows with the column `text`.
@@ -88,14 +90,14 @@ class StreamedBlocks(torch.utils.data.IterableDataset):
         self.block_size = block_size
         self.buffer_size = buffer_size
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the Trainer before every epoch."""
-        self.epoch = epoch
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        random = np.random.default_rng((self.seed, self.epoch))
+        for number in itertools.count():
+            yield from self.one_pass(number)
+
+    def one_pass(self, number: int) -> Iterator[dict[str, np.ndarray]]:
+        """The blocks of the text, once."""
+        random = np.random.default_rng((self.seed, number))
         buffer: list[dict[str, np.ndarray]] = []
         for block in self._blocks():
             if len(buffer) < self.buffer_size:
