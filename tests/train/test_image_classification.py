@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import load_dataset
 from recipes import CHECKPOINTS, StopAt, debug_images_run, logged
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
@@ -24,13 +25,11 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tmp_path, capsys):
     assert results["parameters"] == model.num_parameters()
     assert results["state_bytes"] == 24 * 4 + 8 * 24 * 4
     assert model.config.use_cache is True
-    splits, names = load_images(debug_images_run(tmp_path)[1])
+    _, names = load_images(debug_images_run(tmp_path)[1])
     assert list(model.config.id2label.values()) == names
     classify = pipeline(
         "image-classification", model=model, image_processor=AutoImageProcessor.from_pretrained(tmp_path)
     )
-    from datasets import load_dataset
-
     test = load_dataset("tests/fixtures/shapes", split="test")
     right = [classify(row["image"])[0]["label"] == names[row["label"]] for row in test]
     assert sum(right) / len(right) == results["test_accuracy"]
@@ -90,15 +89,13 @@ def test_every_architecture_trains_in_bfloat16(architecture, tmp_path):
 def test_images_are_read_in_other_orders_and_sizes(options, tmp_path):
     results = run(*debug_images_run(tmp_path, "--max_steps", "2", *options))
     assert 0 <= results["test_accuracy"] <= 1
-    assert AutoModelForImageClassification.from_pretrained(tmp_path).config.image_sequence in options + ["row"]
+    assert AutoModelForImageClassification.from_pretrained(tmp_path).config.image_sequence in [*options, "row"]
 
 
 def test_the_authors_protocol_halves_the_rate_stops_and_keeps_the_best(tmp_path):
-    arguments = parse(
-        ["train/configs/paper_mnist_rows.yaml", "--output_dir", str(tmp_path), "--dataset_name", "tests/fixtures/shapes"]
-        + ["--image_size", "8", "--hidden_size", "16", "--memory_size", "8", "--num_train_epochs", "12"]
-        + ["--learning_rate", "0.05", "--disable_tqdm", "true"]
-    )
+    small = ["--image_size", "8", "--hidden_size", "16", "--memory_size", "8", "--num_train_epochs", "12"]
+    options = ["--dataset_name", "tests/fixtures/shapes", "--output_dir", str(tmp_path), "--learning_rate", "0.05"]
+    arguments = parse(["train/configs/paper_mnist_rows.yaml", *small, *options, "--disable_tqdm", "true"])
     results = run(*arguments)
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
@@ -109,14 +106,14 @@ def test_the_authors_protocol_halves_the_rate_stops_and_keeps_the_best(tmp_path)
 
 
 def test_each_parameters_gradient_is_bounded_on_its_own(tmp_path):
-    options = ["--clip_each_parameter", "0.01", "--max_grad_norm", "0", "--max_steps", "3", "--optim", "sgd"]
+    options = ["--clip_each_parameter", "0.01", "--max_grad_norm", "0", "--max_steps", "1", "--optim", "sgd"]
     options += ["--lr_scheduler_type", "constant", "--learning_rate", "1", "--weight_decay", "0", "--warmup_steps", "0"]
     trainer, _ = build_trainer(*debug_images_run(tmp_path, *options))
     before = {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
     trainer.train()
-    moved = {name: (weight - before[name]).norm().item() for name, weight in trainer.model.named_parameters()}
-    assert all(0 < distance <= 0.0301 for distance in moved.values())
-    assert sum(distance > 0.02 for distance in moved.values()) > len(moved) / 2
+    moved = [(weight - before[name]).norm().item() for name, weight in trainer.model.named_parameters()]
+    assert all(0 < distance <= 0.0101 for distance in moved)
+    assert sum(distance > 0.0099 for distance in moved) > 3
 
 
 @pytest.mark.data
