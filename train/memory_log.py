@@ -46,7 +46,9 @@ class RecordMemory(TrainerCallback):
             return
         recalls, traces_before, traces = read(model, {name: x.to(args.device) for name, x in self.inputs.items()})
         if logs:
+            log_loss = control.should_log  # which any log takes back
             self.log(memory_numbers(model, recalls, traces_before, traces))
+            control.should_log = log_loss
         if draws and state.is_world_process_zero:
             folder = Path(args.output_dir, "memory")
             folder.mkdir(parents=True, exist_ok=True)
@@ -118,7 +120,7 @@ def draw(recalls: list[Tensor], traces: list[Tensor], path: Path) -> None:
             (left, recall.T, "recall", "step"),
             (right, trace, "trace", "feature"),
         ):
-            image = axis.imshow(values.float().cpu(), aspect="auto", interpolation="nearest")
+            image = axis.imshow(values.float().cpu().numpy(), aspect="auto", interpolation="nearest")
             axis.set(title=title, xlabel=horizontal, ylabel="slot")
             figure.colorbar(image, ax=axis)
     figure.savefig(path, dpi=100)

@@ -1,4 +1,4 @@
-"""A run may end anywhere: the next one goes on from the last whole checkpoint, to the very losses of an unbroken run."""
+"""A run may end anywhere: the next one goes on from the last whole checkpoint, to the losses of an unbroken run."""
 
 import json
 import signal

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -148,8 +149,10 @@ MODES = {
 
 @pytest.mark.parametrize(
     ("mode", "stop"),
-    [("blocks", 4), ("blocks", 6), ("blocks", 7), ("streams", 4), ("streams", 6), ("streams", 7)]
-    + [("gru", 7), ("transformer", 7), ("streaming", 7)],
+    [
+        *itertools.product(("blocks", "streams"), (4, 6, 7)),
+        *itertools.product(("gru", "transformer", "streaming"), (7,)),
+    ],
 )
 def test_a_resumed_run_is_the_unbroken_run(mode, stop, tmp_path):
     options = [*CHECKPOINTS, *MODES[mode], "--per_device_train_batch_size", "16"]

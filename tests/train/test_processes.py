@@ -27,18 +27,10 @@ RUNS = {
 
 def two_processes(recipe, folder, *options):
     """The command that runs a recipe in two processes on the CPU."""
-    launch = [str(Path(sys.executable).with_name("accelerate")), "launch", "--num_processes", "2", "--cpu"]
-    return [
-        *launch,
-        "--num_machines",
-        "1",
-        "--mixed_precision",
-        "no",
-        "--main_process_port",
-        "0",
-        "--dynamo_backend",
-        "no",
-    ] + command(recipe, folder, *options)[1:]
+    launcher = str(Path(sys.executable).with_name("accelerate"))
+    rest = ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    launch = [launcher, "launch", "--num_processes", "2", "--cpu", *rest]
+    return [*launch, *command(recipe, folder, *options)[1:]]
 
 
 def in_process(recipe, folder, *options):
