@@ -200,10 +200,10 @@ def save_state(past_key_values: Cache, path: str | Path) -> None:
 
 def load_state(path: str | Path, config: PreTrainedConfig, device: torch.device) -> DynamicCache:
     """Read what [`save_state`] wrote for a model with this config."""
-    tensors = load_file(path, device=str(device))
+    tensors = load_file(path)
     cache = DynamicCache(config=config)
     for index, layer in enumerate(cache.layers):
-        layer.store([tensors[f"{index}.{name}"] for name in layer.recurrent_states], 0)
+        layer.store([tensors[f"{index}.{name}"].to(device) for name in layer.recurrent_states], 0)
     return cache
 
 
