@@ -7,8 +7,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_enn import EnnConfig
+from .dispatch_enn import selected_scan
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, state_dtype
-from .scan_enn import enn_scan, selected_scan
+from .scan_enn import enn_scan
 
 
 class EnnCell(nn.Module):

@@ -130,7 +130,7 @@ def memory_step(
     if noise is not None:
         write = write + noise
     new_trace = (1 - eta) * trace + eta * write
-    if settings.trace_clip is not None:
+    if settings.trace_clip is not None and eta > 0:
         new_trace = new_trace.clamp(-settings.trace_clip, settings.trace_clip)
     if masks.valid is not None:
         new_trace = torch.where(masks.valid[:, None, None], new_trace, trace)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from hf_engram import compiled_enn
+from hf_engram import dispatch_enn
+from hf_engram.chunkwise_enn import CHUNK_SIZE
 from hf_engram.ops_enn import CellSettings, CellState, CellWeights, StepMasks, encode, enn_loop
-from hf_engram.scan_enn import CHUNK_SIZE, enn_scan
+from hf_engram.scan_enn import enn_scan
 
 INPUTS, WIDTH, SLOTS = 6, 16, 8
 TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-11}
@@ -168,7 +169,7 @@ def test_zero_encodings_are_exact(scan):
 
 
 def test_runs_in_pytorch_alone_where_numba_is_missing(monkeypatch):
-    monkeypatch.setattr(compiled_enn, "compiled", lambda rows: None)
+    monkeypatch.setattr(dispatch_enn, "has_numba", lambda: False)
     assert_equals_definition(make_case(CHUNK_SIZE + 20))
 
 

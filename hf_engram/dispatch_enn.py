@@ -1,0 +1,38 @@
+"""Which form of the recurrence runs: one switch, the environment variable `HF_ENGRAM_SCAN`."""
+
+import functools
+import importlib.util
+import os
+
+import torch
+from torch import Tensor
+
+SCAN_VARIABLE = "HF_ENGRAM_SCAN"
+SCANS = ("auto", "chunkwise", "definition")
+
+
+def selected_scan() -> str:
+    """The scan in use: the environment variable `HF_ENGRAM_SCAN`, "auto" unless it is set.
+
+    "auto" is the chunkwise form, compiled by numba where that is installed and the tensors are on the CPU; "chunkwise"
+    is the same in PyTorch alone; "definition" runs `ops_enn.enn_loop`.
+
+    Raises:
+        ValueError: the variable holds an unknown name.
+    """
+    name = os.environ.get(SCAN_VARIABLE, "auto")
+    if name not in SCANS:
+        raise ValueError(f"{SCAN_VARIABLE} is {name!r}; allowed: {SCANS}.")
+    return name
+
+
+@functools.cache
+def has_numba() -> bool:
+    """Whether numba is installed; it is imported when the first loop runs, since that takes a while."""
+    return importlib.util.find_spec("numba") is not None
+
+
+def use_compiled(tensor: Tensor) -> bool:
+    """Whether compiled loops run on tensors like this one: float32 or float64, on the CPU, with numba, "auto"."""
+    fits = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
+    return fits and selected_scan() == "auto" and has_numba()

@@ -1,0 +1,171 @@
+"""Small matrix products inside compiled loops, at the speed of a library's large ones.
+
+A recurrence multiplies a few rows by the same weights at every step: too little work for a call into a BLAS, which
+would pack the weights each time. Here they are packed once, and `multiply_add` goes over the product in tiles whose
+sums stay in vector registers, as in Goto and van de Geijn, *Anatomy of High-Performance Matrix Multiplication* (ACM
+TOMS 34, 2008). Matrices are padded with zeros to whole tiles.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from .numba_enn import compiled_inside
+
+try:
+    from llvmlite import binding, ir
+    from numba import types
+    from numba.core import cgutils
+    from numba.extending import intrinsic
+
+    AVX512 = bool(binding.get_host_cpu_features().get("avx512f"))
+except ImportError:  # the loops are not called then (`dispatch_enn.use_compiled`)
+    AVX512 = False
+
+    def intrinsic(function: Any) -> Any:
+        """Stand-in for numba's decorator."""
+        return function
+
+
+TILE_ROWS = 4
+TILE_WIDTH = 32 if AVX512 else 16  # two vectors of float32: with 4 rows, enough sums to keep both pipelines busy
+
+
+def pack(weight: Tensor) -> Tensor:
+    """`weight` `[K, J]` in panels `[ceil(J / TILE_WIDTH), K, TILE_WIDTH]`, the last one filled up with zeros."""
+    depth, width = weight.shape
+    padded = F.pad(weight, (0, -width % TILE_WIDTH))
+    return padded.view(depth, -1, TILE_WIDTH).transpose(0, 1).contiguous()
+
+
+@compiled_inside
+def whole_tiles(size, unit):
+    """`size`, rounded up to whole tiles of `unit` (`TILE_ROWS` or `TILE_WIDTH`)."""
+    return (size + unit - 1) // unit * unit
+
+
+@compiled_inside
+def zeros(rows, columns, like):
+    """A matrix of zeros in the dtype of the array `like`."""
+    matrix = np.empty((rows, columns), like.dtype)
+    clear(matrix, 0)
+    return matrix
+
+
+@compiled_inside
+def clear(matrix, first):
+    """Set the rows of `matrix` from `first` on to zero."""
+    out_of_line()
+    for r in range(first, matrix.shape[0]):
+        for n in range(matrix.shape[1]):
+            matrix[r, n] = 0
+
+
+@compiled_inside
+def copy_into(padded, matrix, begin, end):
+    """Copy the rows `begin` to `end` of `matrix` to the top left of `padded`, and clear the rows below."""
+    out_of_line()
+    for r in range(end - begin):
+        for n in range(matrix.shape[1]):
+            padded[r, n] = matrix[begin + r, n]
+    clear(padded, end - begin)
+
+
+@compiled_inside
+def copy_out(target, begin, end, padded):
+    """Copy the top left of `padded` to the rows `begin` to `end` of `target`."""
+    out_of_line()
+    for t in range(end - begin):
+        for h in range(target.shape[1]):
+            target[begin + t, h] = padded[t, h]
+
+
+@compiled_inside
+def pack_rows(matrix, depth):
+    """The first `depth` rows of `matrix`, whose rows are whole tiles, as `pack` packs them."""
+    out_of_line()
+    panels = np.empty((matrix.shape[1] // TILE_WIDTH, depth, TILE_WIDTH), matrix.dtype)
+    for p in range(panels.shape[0]):
+        for k in range(depth):
+            for j in range(TILE_WIDTH):
+                panels[p, k, j] = matrix[k, p * TILE_WIDTH + j]
+    return panels
+
+
+@compiled_inside
+def pack_columns(matrix, depth):
+    """The first `depth` columns of `matrix`, whose columns are whole tiles, as `pack` packs the transpose."""
+    out_of_line()
+    panels = np.empty((matrix.shape[0] // TILE_WIDTH, depth, TILE_WIDTH), matrix.dtype)
+    for p in range(panels.shape[0]):
+        for k in range(depth):
+            for j in range(TILE_WIDTH):
+                panels[p, k, j] = matrix[p * TILE_WIDTH + j, k]
+    return panels
+
+
+@compiled_inside
+def multiply_add(total, rows, panels):
+    """`total += rows @ weight`, with `weight` `[K, J]` packed into `panels`.
+
+    `rows` is `[R, K or wider]`, `total` `[R, J or wider]`, and R a multiple of `TILE_ROWS`.
+    """
+    out_of_line()
+    for p in range(panels.shape[0]):
+        for r in range(0, total.shape[0], TILE_ROWS):
+            multiply_add_tile(total, rows, panels, r, p)
+
+
+@intrinsic
+def out_of_line(context: Any) -> Any:
+    """Keep the function that calls this out of line: compiling it into every caller would take long."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: tuple) -> Any:
+        builder.function.attributes.add("noinline")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def multiply_add_tile(context: Any, total: Any, rows: Any, panels: Any, row: Any, panel: Any) -> Any:
+    """One tile of `multiply_add`, at `row` and `panel`, written out in LLVM's vectors to keep its sums in registers."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: tuple) -> Any:
+        total, rows, panels = (
+            context.make_array(kind)(context, builder, value)
+            for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
+        )
+        row, panel = arguments[3:]
+        scalar = context.get_data_type(signature.args[0].dtype)
+        itemsize = signature.args[0].dtype.bitwidth // 8
+        vector = ir.VectorType(scalar, TILE_WIDTH)
+        nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), TILE_WIDTH), [0] * TILE_WIDTH)
+
+        def address(array: Any, index: Any) -> Any:
+            start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+            return builder.gep(start, [builder.mul(builder.extract_value(array.strides, 0), index)])
+
+        def tile_rows(array: Any) -> list:
+            indices = (builder.add(row, ir.Constant(row.type, r)) for r in range(TILE_ROWS))
+            return [address(array, index) for index in indices]
+
+        targets = [builder.gep(builder.bitcast(start, vector.as_pointer()), [panel]) for start in tile_rows(total)]
+        sources = [builder.bitcast(start, scalar.as_pointer()) for start in tile_rows(rows)]
+        weights = builder.bitcast(address(panels, panel), vector.as_pointer())
+        sums = [cgutils.alloca_once_value(builder, builder.load(target, align=itemsize)) for target in targets]
+        with cgutils.for_range(builder, builder.extract_value(panels.shape, 1)) as loop:
+            weight = builder.load(builder.gep(weights, [loop.index]), align=itemsize)
+            for source, partial in zip(sources, sums, strict=True):
+                value = builder.load(builder.gep(source, [loop.index]))
+                value = builder.shuffle_vector(builder.insert_element(nothing, value, first), nothing, everywhere)
+                product = builder.fmul(value, weight, flags=("contract",))
+                builder.store(builder.fadd(product, builder.load(partial), flags=("contract",)), partial)
+        for target, partial in zip(targets, sums, strict=True):
+            builder.store(builder.load(partial), target, align=itemsize)
+        return context.get_dummy_value()
+
+    return types.void(total, rows, panels, row, panel), generate
