@@ -43,6 +43,8 @@ class RecipeTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Save a heat map of recall and trace to output_dir/memory every so many steps."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    # Every parameter takes part in every step, so that processes need not look for those that do not.
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Look for parameters without gradient."})
     dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory, for training on a GPU."})
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Go on with the patience and the time that a checkpoint holds."}

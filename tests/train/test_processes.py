@@ -21,9 +21,7 @@ RUNS = {
     "streams": ("language_model", ["--mode", "streams", *NO_DROPOUT], 8),
     # The last, smaller batch of an epoch would be filled up with repeated blocks in two processes.
     "blocks": ("language_model", ["--mode", "blocks", "--dataloader_drop_last", "true", *NO_DROPOUT], 8),
-    "streamed": ("language_model", ["--streaming", "true", "--shuffle_buffer", "20", *NO_DROPOUT], 8),
     "images": ("image_classification", [], 24),
-    "lstm-streams": ("language_model", ["--architecture", "lstm", "--mode", "streams", *NO_DROPOUT], 8),
 }
 
 
