@@ -9,8 +9,7 @@ from datasets import ClassLabel, DatasetDict, Features, Image, Value, load_datas
 from torch import Tensor
 
 from hf_engram import EnnImageProcessor
-
-SEQUENCES = ("row", "pixel", "patch")
+from hf_engram.configuration_enn import IMAGE_SEQUENCES
 
 
 @dataclass
@@ -39,7 +38,10 @@ class ImageArguments:
     split_seed: int = field(default=42, metadata={"help": "Seed of the draw."})
     image_sequence: str = field(
         default="row",
-        metadata={"help": "What a step reads: a 'row', a 'pixel' or a 'patch' of the image.", "choices": SEQUENCES},
+        metadata={
+            "help": "What a step reads: a 'row', a 'pixel' or a 'patch' of the image.",
+            "choices": IMAGE_SEQUENCES,
+        },
     )
     image_size: int = field(default=28, metadata={"help": "Images are resized to this height and width."})
     num_channels: int = field(default=1, metadata={"help": "1: grey levels, 3: colours.", "choices": (1, 3)})
@@ -58,7 +60,7 @@ class ImageArguments:
 
     def __post_init__(self) -> None:
         self._require("dataset_name", self.dataset_name is not None, "a name on the Hub or a local folder")
-        self._require("image_sequence", self.image_sequence in SEQUENCES, f"one of {SEQUENCES}")
+        self._require("image_sequence", self.image_sequence in IMAGE_SEQUENCES, f"one of {IMAGE_SEQUENCES}")
         self._require("num_channels", self.num_channels in (1, 3), "1 and 3")
         self._require("validation_fraction", 0 <= self.validation_fraction < 1, "from 0 up to, but not including, 1")
         self._require("image_size", self.image_size >= 1, "a positive integer")

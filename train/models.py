@@ -116,6 +116,8 @@ class ModelArguments:
 class LanguageModelArguments(ModelArguments):
     """The model of text."""
 
+    num_hidden_layers: int = field(default=2, metadata={"help": "Stacked layers."})
+    residual: bool = field(default=True, metadata={"help": "Wrap each layer in a pre-norm residual block."})
     tie_word_embeddings: bool = field(default=True, metadata={"help": "Use the token embeddings as output layer."})
     raw_token_ids: bool = field(
         default=False,

@@ -130,3 +130,16 @@ def test_thirty_steps_on_real_images_lower_the_loss(config, tmp_path):
     trainer.train()
     losses = [loss for _, loss, _ in logged(trainer.state.log_history)]
     assert sum(losses[-5:]) / 5 < losses[0] - 0.1
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_all_784_pixels_in_a_random_order(tmp_path):
+    folder = Path(os.environ["HF_ENGRAM_DATA"], "mnist")
+    options = ["--dataset_name", str(folder), "--image_size", "28", "--max_steps", "2", "--logging_steps", "1"]
+    small = ["--per_device_train_batch_size", "16", "--eval_strategy", "no", "--save_strategy", "no"]
+    arguments = parse(["train/configs/mnist_permuted.yaml", "--output_dir", str(tmp_path), *options, *small])
+    trainer, _ = build_trainer(*arguments)
+    trainer.train()
+    losses = [loss for _, loss, _ in logged(trainer.state.log_history)]
+    assert losses == pytest.approx([2.3, 2.3], abs=0.5)

@@ -35,10 +35,10 @@ def test_model_arguments_are_fields_of_the_config():
 
 def test_options_replace_the_values_of_the_file(tmp_path):
     model_args, data_args, training_args = parse(
-        [DEBUG, "--learning_rate", "1e-3", "--hidden_size", "48", "--mode", "streams", "--residual", "true"]
+        [DEBUG, "--learning_rate", "1e-3", "--hidden_size", "48", "--mode", "streams", "--no_residual"]
     )
     assert (training_args.learning_rate, model_args.hidden_size, data_args.mode) == (1e-3, 48, "streams")
-    assert (model_args.residual, model_args.memory_size) == (True, 8)
+    assert (model_args.residual, model_args.memory_size) == (False, 8)
 
 
 def test_the_file_may_follow_the_options():
