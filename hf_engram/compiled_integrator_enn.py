@@ -8,7 +8,7 @@ widen float32 arithmetic to float64.
 import numpy as np
 
 from .numba_enn import compiled
-from .tiles_enn import TILE_ROWS, TILE_WIDTH, clear, copy_out, multiply_add, whole_tiles, zeros
+from .tiles_enn import clear, copy_out, multiply_add, whole_tiles, zeros
 
 
 @compiled
@@ -20,9 +20,9 @@ def forward_rows(
     steps, width = outputs.shape[1:]
     both = inner.shape[2]
     zero = one - one
-    rows = whole_tiles(last - first, TILE_ROWS)
-    before, summed = zeros(rows, width, outputs), zeros(rows, whole_tiles(both, TILE_WIDTH), outputs)
-    proposed = zeros(rows, whole_tiles(width, TILE_WIDTH), outputs)
+    rows = last - first
+    before, summed = zeros(rows, width, outputs), zeros(rows, whole_tiles(both), outputs)
+    proposed = zeros(rows, whole_tiles(width), outputs)
     for t in range(steps):
         for b in range(first, last):
             r = b - first
@@ -84,9 +84,9 @@ def backward_rows(
     steps, width = grad_outputs.shape[1:]
     both = inner.shape[2]
     zero = one - one
-    rows = whole_tiles(last - first, TILE_ROWS)
-    grad, grad_proposed = zeros(rows, whole_tiles(width, TILE_WIDTH), before), zeros(rows, width, before)
-    grad_summed, grad_joined = zeros(rows, whole_tiles(depth, TILE_WIDTH), before), zeros(rows, both, before)
+    rows = last - first
+    grad, grad_proposed = zeros(rows, whole_tiles(width), before), zeros(rows, width, before)
+    grad_summed, grad_joined = zeros(rows, whole_tiles(depth), before), zeros(rows, both, before)
     normed, d_normed = np.empty(width, before.dtype), np.empty(width, before.dtype)
     for t in range(steps - 1, -1, -1):
         for b in range(first, last):

@@ -10,7 +10,6 @@ from .compiled_clip_enn import clipped_backward, clipped_forward, may_clip
 from .compiled_recall_enn import decay_factors, recall_backward, recall_forward
 from .numba_enn import compiled, compiled_inside
 from .tiles_enn import (
-    TILE_WIDTH,
     clear,
     copy_into,
     copy_out,
@@ -121,8 +120,8 @@ def forward_rows(
     """
     steps, width = z.shape[1:]
     slots = bank.shape[0]
-    chunk_rows, slot_rows = whole_tiles(min(chunk, steps), TILE_WIDTH), whole_tiles(slots, TILE_WIDTH)
-    columns = whole_tiles(width, TILE_WIDTH)
+    chunk_rows, slot_rows = whole_tiles(min(chunk, steps)), whole_tiles(slots)
+    columns = whole_tiles(width)
     current, encoded = zeros(slot_rows, columns, z), zeros(chunk_rows, columns, z)
     weights, decay = zeros(chunk_rows, slot_rows, z), zeros(chunk_rows, chunk_rows, z)
     carry, to_end = np.zeros(chunk_rows + 1, z.dtype), np.zeros(chunk_rows, z.dtype)
@@ -178,8 +177,8 @@ def backward_rows(
     steps, width = z.shape[1:]
     slots = bank.shape[0]
     two = one + one
-    chunk_rows, slot_rows = whole_tiles(min(chunk, steps), TILE_WIDTH), whole_tiles(slots, TILE_WIDTH)
-    columns = whole_tiles(width, TILE_WIDTH)
+    chunk_rows, slot_rows = whole_tiles(min(chunk, steps)), whole_tiles(slots)
+    columns = whole_tiles(width)
     start, d_current, d_bank = zeros(slot_rows, columns, z), zeros(slot_rows, columns, z), zeros(slot_rows, columns, z)
     encoded, d_recalled = zeros(chunk_rows, columns, z), zeros(chunk_rows, columns, z)
     weights, d_weights = zeros(chunk_rows, slot_rows, z), zeros(chunk_rows, slot_rows, z)

@@ -1,6 +1,5 @@
 """Which form of the recurrence runs: one switch, the environment variable `HF_ENGRAM_SCAN`."""
 
-import functools
 import importlib.util
 import os
 
@@ -9,6 +8,7 @@ from torch import Tensor
 
 SCAN_VARIABLE = "HF_ENGRAM_SCAN"
 SCANS = ("auto", "chunkwise", "definition")
+HAS_NUMBA = importlib.util.find_spec("numba") is not None  # imported when the first loop runs: that takes a while
 
 
 def selected_scan() -> str:
@@ -26,13 +26,7 @@ def selected_scan() -> str:
     return name
 
 
-@functools.cache
-def has_numba() -> bool:
-    """Whether numba is installed; it is imported when the first loop runs, since that takes a while."""
-    return importlib.util.find_spec("numba") is not None
-
-
 def use_compiled(tensor: Tensor) -> bool:
     """Whether compiled loops run on tensors like this one: float32 or float64, on the CPU, with numba, "auto"."""
     fits = tensor.device.type == "cpu" and tensor.dtype in (torch.float32, torch.float64)
-    return fits and selected_scan() == "auto" and has_numba()
+    return fits and selected_scan() == "auto" and HAS_NUMBA

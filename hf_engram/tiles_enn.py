@@ -41,9 +41,9 @@ def pack(weight: Tensor) -> Tensor:
 
 
 @compiled_inside
-def whole_tiles(size, unit):
-    """`size`, rounded up to whole tiles of `unit` (`TILE_ROWS` or `TILE_WIDTH`)."""
-    return (size + unit - 1) // unit * unit
+def whole_tiles(size):
+    """`size`, rounded up to whole tiles."""
+    return (size + TILE_WIDTH - 1) // TILE_WIDTH * TILE_WIDTH
 
 
 @compiled_inside
@@ -110,12 +110,15 @@ def pack_columns(matrix, depth):
 def multiply_add(total, rows, panels):
     """`total += rows @ weight`, with `weight` `[K, J]` packed into `panels`.
 
-    `rows` is `[R, K or wider]`, `total` `[R, J or wider]`, and R a multiple of `TILE_ROWS`.
+    `rows` is `[R, K or wider]`, `total` `[R, J rounded up to whole tiles, or wider]`.
     """
     out_of_line()
+    together = total.shape[0] // TILE_ROWS * TILE_ROWS
     for p in range(panels.shape[0]):
-        for r in range(0, total.shape[0], TILE_ROWS):
+        for r in range(0, together, TILE_ROWS):
             multiply_add_tile(total, rows, panels, r, p)
+        for r in range(together, total.shape[0]):
+            multiply_add_row(total, rows, panels, r, p)
 
 
 @intrinsic
@@ -129,43 +132,64 @@ def out_of_line(context: Any) -> Any:
     return types.void(), generate
 
 
-@intrinsic
-def multiply_add_tile(context: Any, total: Any, rows: Any, panels: Any, row: Any, panel: Any) -> Any:
-    """One tile of `multiply_add`, at `row` and `panel`, written out in LLVM's vectors to keep its sums in registers."""
+def tile(count: int, strands: int) -> Any:
+    """`multiply_add` for `count` rows from `row` on and one panel, in LLVM's vectors, to keep its sums in registers.
 
-    def generate(context: Any, builder: Any, signature: Any, arguments: tuple) -> Any:
-        total, rows, panels = (
-            context.make_array(kind)(context, builder, value)
-            for kind, value in zip(signature.args[:3], arguments[:3], strict=True)
-        )
-        row, panel = arguments[3:]
-        scalar = context.get_data_type(signature.args[0].dtype)
-        itemsize = signature.args[0].dtype.bitwidth // 8
-        vector = ir.VectorType(scalar, TILE_WIDTH)
-        nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), TILE_WIDTH), [0] * TILE_WIDTH)
+    Every row has `strands` sums, over as many interleaved parts of K, since a sum must wait for its last addition.
+    """
 
-        def address(array: Any, index: Any) -> Any:
-            start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
-            return builder.gep(start, [builder.mul(builder.extract_value(array.strides, 0), index)])
+    @intrinsic
+    def multiply_add_rows(context: Any, total: Any, rows: Any, panels: Any, row: Any, panel: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: tuple) -> Any:
+            kinds, (row, panel) = signature.args[:3], arguments[3:]
+            total, rows, panels = (
+                context.make_array(kind)(context, builder, value)
+                for kind, value in zip(kinds, arguments[:3], strict=True)
+            )
+            scalar, itemsize = context.get_data_type(kinds[0].dtype), kinds[0].dtype.bitwidth // 8
+            vector = ir.VectorType(scalar, TILE_WIDTH)
+            nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.IntType(32), 0)
+            everywhere = ir.Constant(ir.VectorType(ir.IntType(32), TILE_WIDTH), [0] * TILE_WIDTH)
 
-        def tile_rows(array: Any) -> list:
-            indices = (builder.add(row, ir.Constant(row.type, r)) for r in range(TILE_ROWS))
-            return [address(array, index) for index in indices]
+            def address(array: Any, index: Any, kind: Any) -> Any:
+                start = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+                offset = builder.mul(builder.extract_value(array.strides, 0), index)
+                return builder.bitcast(builder.gep(start, [offset]), kind.as_pointer())
 
-        targets = [builder.gep(builder.bitcast(start, vector.as_pointer()), [panel]) for start in tile_rows(total)]
-        sources = [builder.bitcast(start, scalar.as_pointer()) for start in tile_rows(rows)]
-        weights = builder.bitcast(address(panels, panel), vector.as_pointer())
-        sums = [cgutils.alloca_once_value(builder, builder.load(target, align=itemsize)) for target in targets]
-        with cgutils.for_range(builder, builder.extract_value(panels.shape, 1)) as loop:
-            weight = builder.load(builder.gep(weights, [loop.index]), align=itemsize)
-            for source, partial in zip(sources, sums, strict=True):
-                value = builder.load(builder.gep(source, [loop.index]))
-                value = builder.shuffle_vector(builder.insert_element(nothing, value, first), nothing, everywhere)
-                product = builder.fmul(value, weight, flags=("contract",))
-                builder.store(builder.fadd(product, builder.load(partial), flags=("contract",)), partial)
-        for target, partial in zip(targets, sums, strict=True):
-            builder.store(builder.load(partial), target, align=itemsize)
-        return context.get_dummy_value()
+            indices = [builder.add(row, ir.Constant(row.type, r)) for r in range(count)]
+            targets = [builder.gep(address(total, index, vector), [panel]) for index in indices]
+            sources = [address(rows, index, scalar) for index in indices]
+            weights = address(panels, panel, vector)
+            zero = ir.Constant(vector, [ir.Constant(scalar, 0.0)] * TILE_WIDTH)
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(strands)] for _ in range(count)]
 
-    return types.void(total, rows, panels, row, panel), generate
+            def add_product(k: Any, strand: int) -> None:
+                weight = builder.load(builder.gep(weights, [k]), align=itemsize)
+                for source, partial in zip(sources, sums, strict=True):
+                    value = builder.insert_element(nothing, builder.load(builder.gep(source, [k])), first)
+                    value = builder.shuffle_vector(value, nothing, everywhere)
+                    product = builder.fmul(value, weight, flags=("contract",))
+                    added = builder.fadd(product, builder.load(partial[strand]), flags=("contract",))
+                    builder.store(added, partial[strand])
+
+            depth = builder.extract_value(panels.shape, 1)
+            one, step = ir.Constant(depth.type, 1), ir.Constant(depth.type, strands)
+            whole = builder.mul(builder.sdiv(depth, step), step)
+            with cgutils.for_range_slice(builder, ir.Constant(depth.type, 0), whole, step) as (k, _):
+                for strand in range(strands):
+                    add_product(builder.add(k, ir.Constant(depth.type, strand)), strand)
+            with cgutils.for_range_slice(builder, whole, depth, one) as (k, _):
+                add_product(k, 0)
+            for target, partials in zip(targets, sums, strict=True):
+                result = builder.load(target, align=itemsize)
+                for partial in partials:
+                    result = builder.fadd(result, builder.load(partial))
+                builder.store(result, target, align=itemsize)
+            return context.get_dummy_value()
+
+        return types.void(total, rows, panels, row, panel), generate
+
+    return multiply_add_rows
+
+
+multiply_add_tile, multiply_add_row = tile(TILE_ROWS, 1), tile(1, 4)

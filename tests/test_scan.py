@@ -169,7 +169,7 @@ def test_zero_encodings_are_exact(scan):
 
 
 def test_runs_in_pytorch_alone_where_numba_is_missing(monkeypatch):
-    monkeypatch.setattr(dispatch_enn, "has_numba", lambda: False)
+    monkeypatch.setattr(dispatch_enn, "HAS_NUMBA", False)
     assert_equals_definition(make_case(CHUNK_SIZE + 20))
 
 
