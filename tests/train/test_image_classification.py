@@ -12,6 +12,7 @@ from train.checkpoints import find_checkpoint
 from train.image_classification import build_trainer, parse, run
 from train.images import load_images
 
+COLOUR = ["--image_mean", "0.5", "0.5", "0.5", "--image_std", "0.3", "0.3", "0.3"]
 CHANGED = ["--random_shift", "1", "--random_flip", "true"]
 
 
@@ -82,7 +83,7 @@ def test_every_architecture_trains_in_bfloat16(architecture, tmp_path):
         ["--image_sequence", "pixel"],
         ["--image_sequence", "pixel", "--pixel_permutation_seed", "1"],
         ["--image_sequence", "patch", "--patch_size", "2"],
-        ["--image_size", "14", "--num_channels", "3"],
+        ["--image_size", "14", "--num_channels", "3", *COLOUR],
     ],
     ids=["pixels", "permuted", "patches", "colour"],
 )
