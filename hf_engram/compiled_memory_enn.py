@@ -23,46 +23,39 @@ from .tiles_enn import (
 
 
 @compiled_inside
-def product(rows, panels, like):
-    """`rows @ weight`, with `weight` packed into `panels`, in the shape of `like`, which is whole tiles."""
-    total = zeros(like.shape[0], like.shape[1], like)
+def add_scaled(total, matrix, factors, scale, panels):
+    """`total += scaled @ weight`, where `scaled` is `matrix` with row t multiplied by `scale * factors[t]`."""
+    out_of_line()
+    scaled = np.empty_like(matrix)
+    for t in range(matrix.shape[0]):
+        factor = scale * factors[t]
+        for n in range(matrix.shape[1]):
+            scaled[t, n] = factor * matrix[t, n]
+    multiply_add(total, scaled, panels)
+
+
+@compiled_inside
+def add_transposed(total, matrix, factors, scale, panels):
+    """`total += scaled.T @ weight`, where `scaled` is `matrix` with row t multiplied by `scale * factors[t]`."""
+    out_of_line()
+    scaled = np.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype)
+    for t in range(matrix.shape[0]):
+        factor = scale * factors[t]
+        for n in range(matrix.shape[1]):
+            scaled[n, t] = factor * matrix[t, n]
+    multiply_add(total, scaled, panels)
+
+
+@compiled_inside
+def between_steps(rows, panels, decay, scale):
+    """`scale * decay * (rows @ weight)`, entry by entry, `[C, C]`."""
+    out_of_line()
+    total = zeros(decay.shape[0], decay.shape[1], decay)
     multiply_add(total, rows, panels)
+    for t in range(decay.shape[0]):
+        for r in range(decay.shape[1]):
+            total[t, r] *= scale * decay[t, r]
     return total
-
-
-@compiled_inside
-def scaled_rows(matrix, factors, scale):
-    """`matrix` with row t multiplied by `scale * factors[t]`."""
-    out_of_line()
-    result = np.empty_like(matrix)
-    for t in range(matrix.shape[0]):
-        factor = scale * factors[t]
-        for n in range(matrix.shape[1]):
-            result[t, n] = factor * matrix[t, n]
-    return result
-
-
-@compiled_inside
-def scaled_columns(matrix, factors, scale):
-    """The transpose of `matrix`, with column t multiplied by `scale * factors[t]`."""
-    out_of_line()
-    result = np.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype)
-    for t in range(matrix.shape[0]):
-        factor = scale * factors[t]
-        for n in range(matrix.shape[1]):
-            result[n, t] = factor * matrix[t, n]
-    return result
-
-
-@compiled_inside
-def weighted(matrix, decay, scale):
-    """`scale * decay * matrix`, entry by entry."""
-    out_of_line()
-    result = np.empty_like(matrix)
-    for t in range(matrix.shape[0]):
-        for r in range(matrix.shape[1]):
-            result[t, r] = scale * decay[t, r] * matrix[t, r]
-    return result
 
 
 @compiled_inside
@@ -122,8 +115,10 @@ def forward_rows(
     slots = bank.shape[0]
     chunk_rows, slot_rows = whole_tiles(min(chunk, steps)), whole_tiles(slots)
     columns = whole_tiles(width)
-    current, encoded = zeros(slot_rows, columns, z), zeros(chunk_rows, columns, z)
-    weights, decay = zeros(chunk_rows, slot_rows, z), zeros(chunk_rows, chunk_rows, z)
+    current, decay = zeros(slot_rows, columns, z), zeros(chunk_rows, chunk_rows, z)
+    encoded, result = zeros(chunk_rows, columns, z), zeros(chunk_rows, columns, z)
+    weights, from_bank = zeros(chunk_rows, slot_rows, z), zeros(chunk_rows, slot_rows, z)
+    from_trace = zeros(chunk_rows, slot_rows, z)
     carry, to_end = np.zeros(chunk_rows + 1, z.dtype), np.zeros(chunk_rows, z.dtype)
     mu, nu = np.zeros(slots, z.dtype), np.zeros(slots, z.dtype)
     for b in range(first, last):
@@ -136,11 +131,13 @@ def forward_rows(
             blank = is_zero(current)
             copy_into(encoded, z[b], begin, end)
             decay_factors(keep[b], write[b], restart[b], begin, end, decay, carry, to_end)
-            copy_out(bank_dot[b], begin, end, product(encoded, bank_columns, weights))
-            from_trace = zeros(chunk_rows, slot_rows, z)
+            clear(from_bank, 0)
+            multiply_add(from_bank, encoded, bank_columns)
+            copy_out(bank_dot[b], begin, end, from_bank)
+            clear(from_trace, 0)
             if not blank:
-                multiply_add(from_trace, scaled_rows(encoded, carry, one), pack_columns(current, width))
-            gram = weighted(product(encoded, pack_columns(encoded, width), decay), decay, one)
+                add_scaled(from_trace, encoded, carry, one, pack_columns(current, width))
+            gram = between_steps(encoded, pack_columns(encoded, width), decay, one)
             recall_forward(
                 begin, end, bank_dot[b], gram, from_trace, squared[b], inverse_norm[b], bank_squared, mu, nu,
                 keep[b], write[b], restart[b], one, scale, temperature, floor,
@@ -156,14 +153,15 @@ def forward_rows(
                     continue
             copy_into(weights, recall[b], begin, end)
             writes = pack_rows(encoded, chunk_rows)
-            own = weighted(product(weights, pack_columns(weights, slots), decay), decay, scale)
-            result = product(weights, bank_rows, encoded)
+            own = between_steps(weights, pack_columns(weights, slots), decay, scale)
+            clear(result, 0)
+            multiply_add(result, weights, bank_rows)
             multiply_add(result, own, writes)
             if not blank:
-                multiply_add(result, scaled_rows(weights, carry, scale), pack_rows(current, slots))
+                add_scaled(result, weights, carry, scale, pack_rows(current, slots))
             copy_out(recalled[b], begin, end, result)
             decay_trace(current, carry[end - begin])
-            multiply_add(current, scaled_columns(weights, to_end, one), writes)
+            add_transposed(current, weights, to_end, one, writes)
         copy_out(final[b], 0, slots, current)
 
 
@@ -180,7 +178,8 @@ def backward_rows(
     chunk_rows, slot_rows = whole_tiles(min(chunk, steps)), whole_tiles(slots)
     columns = whole_tiles(width)
     start, d_current, d_bank = zeros(slot_rows, columns, z), zeros(slot_rows, columns, z), zeros(slot_rows, columns, z)
-    encoded, d_recalled = zeros(chunk_rows, columns, z), zeros(chunk_rows, columns, z)
+    encoded, d_encoded = zeros(chunk_rows, columns, z), zeros(chunk_rows, columns, z)
+    d_recalled = zeros(chunk_rows, columns, z)
     weights, d_weights = zeros(chunk_rows, slot_rows, z), zeros(chunk_rows, slot_rows, z)
     d_trace_dot, d_bank_dot = zeros(chunk_rows, slot_rows, z), zeros(chunk_rows, slot_rows, z)
     decay = zeros(chunk_rows, chunk_rows, z)
@@ -213,12 +212,12 @@ def backward_rows(
             # To the recall weights: from the memory they recalled, from the traces they wrote, and from each other.
             multiply_add(d_weights, d_recalled, bank_columns)
             if not blank:
-                multiply_add(d_weights, scaled_rows(d_recalled, carry, scale), pack_columns(start, width))
+                add_scaled(d_weights, d_recalled, carry, scale, pack_columns(start, width))
             if not unread:
-                multiply_add(d_weights, scaled_rows(encoded, to_end, one), pack_columns(d_current, width))
-            crossed = weighted(product(d_recalled, by_step, decay), decay, scale)
+                add_scaled(d_weights, encoded, to_end, one, pack_columns(d_current, width))
+            crossed = between_steps(d_recalled, by_step, decay, scale)
             multiply_add(d_weights, plus_transpose(crossed), pack_rows(weights, chunk_rows))
-            gram = weighted(product(encoded, by_step, decay), decay, one)
+            gram = between_steps(encoded, by_step, decay, one)
             clear(by_slot, 0)
             clear(d_trace_dot, end - begin)
             clear(d_bank_dot, end - begin)
@@ -233,22 +232,23 @@ def backward_rows(
             for t in range(end - begin):
                 by_norm = inverse_norm[b, begin + t]
                 pull = d_inverse_norm[t] * by_norm * by_norm * by_norm if by_norm < largest_norm else one - one
-                d_squared[t] = two * d_squared[t] - pull
-            d_encoded = scaled_rows(encoded, d_squared, one)
-            crossed = weighted(product(d_trace_dot, weights_by_step, decay), decay, one)
-            own = weighted(product(weights, weights_by_step, decay), decay, scale)
+                for h in range(width):
+                    d_encoded[t, h] = (two * d_squared[t] - pull) * encoded[t, h]
+            clear(d_encoded, end - begin)
+            crossed = between_steps(d_trace_dot, weights_by_step, decay, one)
+            own = between_steps(weights, weights_by_step, decay, scale)
             multiply_add(d_encoded, plus_transpose(crossed), writes)
-            multiply_add(d_encoded, scaled_columns(own, every, one), d_recalled_rows)
+            add_transposed(d_encoded, own, every, one, d_recalled_rows)
             multiply_add(d_encoded, d_bank_dot, bank_rows)
             if not unread:
-                multiply_add(d_encoded, scaled_rows(weights, to_end, one), pack_rows(d_current, slots))
+                add_scaled(d_encoded, weights, to_end, one, pack_rows(d_current, slots))
             if not blank:
-                multiply_add(d_encoded, scaled_rows(d_trace_dot, carry, one), pack_rows(start, slots))
+                add_scaled(d_encoded, d_trace_dot, carry, one, pack_rows(start, slots))
             copy_out(grad_z[b], begin, end, d_encoded)
 
             # To the bank, and to the trace at the start of the chunk.
-            multiply_add(d_bank, scaled_columns(weights, every, one), d_recalled_rows)
-            multiply_add(d_bank, scaled_columns(d_bank_dot, every, one), writes)
+            add_transposed(d_bank, weights, every, one, d_recalled_rows)
+            add_transposed(d_bank, d_bank_dot, every, one, writes)
             for n in range(slots):
                 for h in range(width):
                     d_bank[n, h] += two * by_slot[0, n] * bank[n, h] + by_slot[1, n] * start[n, h]
@@ -259,8 +259,8 @@ def backward_rows(
                 for h in range(width):
                     from_norms = by_slot[1, n] * bank[n, h] + two * by_slot[2, n] * start[n, h]
                     d_current[n, h] = left * d_current[n, h] + from_norms
-            multiply_add(d_current, scaled_columns(weights, carry, scale), d_recalled_rows)
-            multiply_add(d_current, scaled_columns(d_trace_dot, carry, one), writes)
+            add_transposed(d_current, weights, carry, scale, d_recalled_rows)
+            add_transposed(d_current, d_trace_dot, carry, one, writes)
         if grad_trace.size > 0:
             copy_out(grad_trace[b], 0, slots, d_current)
     copy_out(grad_bank[part], 0, slots, d_bank)

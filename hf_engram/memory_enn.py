@@ -89,14 +89,15 @@ def memory_recurrence_backward(
     temperature: float,
     trace_clip: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of z, trace (of size 0 unless `with_trace`) and memory_bank, given those of the three results."""
+    """Gradients of z, trace (empty unless `with_trace`) and memory_bank, given those of the three results."""
     from .compiled_memory_enn import backward_rows
 
     settings = memory_settings(hebbian_lr, trace_scale, temperature, trace_clip)
     shared = shared_inputs(z, memory_bank, settings, StepMasks(valid, restart, writes))
     grads = (grad_recalled, grad_recall, grad_trace)
     inputs = (*grads, z, trace, *shared, recall, *tape, *constants(settings, SQUARED_NORM_FLOOR**-0.5))
-    grad_z, grad_first = torch.empty_like(z), torch.empty_like(trace if with_trace else trace[:0])
+    grad_z = torch.empty_like(z)
+    grad_first = torch.empty_like(trace if with_trace else trace[:0])
     grad_bank = z.new_empty(number_of_parts(len(z)), *memory_bank.shape)
     run_over_rows(backward_rows, len(z), inputs, (grad_z, grad_first, grad_bank))
     return grad_z, grad_first, grad_bank.sum(0)
@@ -109,7 +110,8 @@ def _(z, trace, *others):
 
 @memory_recurrence_backward.register_fake
 def _(grad_recalled, grad_recall, grad_trace, recall, tape, with_trace, z, trace, memory_bank, *others):
-    return torch.empty_like(z), torch.empty_like(trace if with_trace else trace[:0]), torch.empty_like(memory_bank)
+    grad_first = torch.empty_like(trace if with_trace else trace[:0])
+    return torch.empty_like(z), grad_first, torch.empty_like(memory_bank)
 
 
 def _save(ctx, inputs, output):

@@ -90,6 +90,7 @@ COMMANDS = {
     "make test": make_knows,
     'pip install ".[cpu]"': extras_exist,
     'pip install ".[cpu,train]"': extras_exist,
+    'pip install ".[cpu,traces]"': extras_exist,
     "python -m train.language_model --help": runs,
     "python -m train.language_model train/configs/debug.yaml": trains_into,
     "python -m train.language_model train/configs/books.yaml": trains_briefly,

@@ -1,0 +1,29 @@
+"""Record what an ENN's memory does while it reads, or writes in `generate`, and say where every recall came from.
+
+```python
+[recording] = record(model, input_ids, tokenizer=tokenizer)  # one recording per row
+share = recording.layers[0].attribution.share
+share.tokens[9, 4]  # how much of what token 9 recalled was written by token 4
+share.bank[9]  # and how much is the learned bank
+```
+
+docs/traces.md explains what is recorded and when the attribution is exact.
+"""
+
+from .attribution import Attribution, Parts
+from .counterfactuals import Counterfactual, ProbabilityChange, counterfactual
+from .recorder import Packet, Recorder, record
+from .recordings import LayerRecording, Recording
+
+__all__ = [
+    "Attribution",
+    "Counterfactual",
+    "LayerRecording",
+    "Packet",
+    "Parts",
+    "ProbabilityChange",
+    "Recorder",
+    "Recording",
+    "counterfactual",
+    "record",
+]

@@ -1,0 +1,447 @@
+"""Recordings say what the memory recalled and wrote, and where, exactly, every recalled memory came from."""
+
+import copy
+import re
+import threading
+
+import pytest
+import torch
+from helpers import ARCHITECTURES, close, left_padded, same, tiny_inputs, tiny_model, tokens
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+
+from benchmarks.recording import main
+from hf_engram import EnnForImageClassification, EnnForSequenceClassification, EnnModel, as_new_sequence
+from hf_engram.ops_enn import memory_step
+from hf_engram.traces import Recorder, record
+
+architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+CHECKPOINT = "model_cards/enn-books"
+
+
+def recalled_by_definition(layer):
+    """The memory of every step, by the definition of a step, from the encodings alone."""
+    trace, recalled = layer.carried_trace[None], []
+    for z in layer.encodings:
+        memory, _, trace = memory_step(z[None], trace, layer.bank, layer.settings)
+        recalled.append(memory[0])
+    return torch.stack(recalled)
+
+
+def recalled_without(layer, erased):
+    """The memory of every step without the write of one token, all recall weights as they were."""
+    eta, scale = layer.settings.hebbian_lr, layer.settings.trace_scale
+    trace, recalled = layer.carried_trace, []
+    for t, (a, z) in enumerate(zip(layer.recall, layer.encodings, strict=True)):
+        recalled.append(a @ (layer.bank + scale * trace))
+        trace = (1 - eta) * trace + (0 if t == erased else eta * torch.outer(a, z))
+    return torch.stack(recalled)
+
+
+def sum_of_parts(parts):
+    return parts.bank + parts.carried + parts.coefficients @ parts.encodings + parts.clip
+
+
+@architectures
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_parts_sum_to_the_recalled_memory(architecture, dtype):
+    model = tiny_model(dtype=dtype, **architecture)
+    recordings = record(model, tokens(3, 70))
+    assert len(recordings) == 3
+    for layer in (layer for recording in recordings for layer in recording.layers):
+        parts = layer.attribution
+        close(sum_of_parts(parts), recalled_by_definition(layer), 1e-10 if dtype is torch.float64 else 1e-5)
+        if "trace_clip" not in architecture:
+            assert parts.exact.all()
+            assert parts.first_inexact is None
+            assert not parts.clip.any()
+
+
+@pytest.mark.parametrize("erased", [0, 5, 18])
+def test_coefficient_is_what_erasing_the_write_takes_away(erased):
+    [recording] = record(tiny_model(), tokens(1, 20))
+    [layer] = recording.layers
+    parts = layer.attribution
+    taken = layer.recalled - recalled_without(layer, erased)
+    close(parts.coefficients[:, erased, None] * layer.encodings[erased], taken)
+    assert taken[: erased + 1].abs().max() < 1e-15
+    assert (taken[erased + 1 :].norm(dim=-1) > 1e-4).all()
+    close(parts.share.tokens[:, erased], taken.norm(dim=-1) / layer.recalled.norm(dim=-1))
+
+
+@architectures
+def test_contributions_to_a_token_sum_to_one(architecture):
+    [recording] = record(tiny_model(**architecture), tokens(1, 20))
+    for layer in recording.layers:
+        of = layer.attribution.contribution
+        close(of.bank + of.carried + of.clip + of.tokens.sum(1), torch.ones(20).double())
+
+
+@architectures
+def test_recording_holds_what_the_model_returns(architecture):
+    model, input_ids = tiny_model(**architecture), tokens(2, 70)
+    outputs = model(input_ids, output_recall=True, output_traces=True)
+    for row, recording in enumerate(record(model, input_ids)):
+        same(recording.token_ids, input_ids[row])
+        assert len(recording.layers) == model.config.num_hidden_layers
+        for index, layer in enumerate(recording.layers):
+            same(layer.recall, outputs.recall[index][row])
+            close(layer.trace(), outputs.traces[index][row])
+            close(layer.trace_norms[-1], outputs.traces[index][row].norm(dim=-1))
+
+
+def test_trace_after_any_token_is_that_of_the_text_so_far():
+    model, input_ids = tiny_model(num_hidden_layers=2), tokens(1, 12)
+    [recording] = record(model, input_ids)
+    for step in (0, 6, -3):
+        until = step % 12 + 1
+        traces = model(input_ids[:, :until], output_traces=True).traces
+        close([layer.trace(step) for layer in recording.layers], [trace[0] for trace in traces])
+    for step in (12, -13):
+        with pytest.raises(IndexError, match=f"step is {step}; allowed: -12 to 11"):
+            recording.layers[0].trace(step)
+
+
+def test_writes_rebuild_the_trace():
+    [recording] = record(tiny_model(), tokens(1, 9))
+    [layer] = recording.layers
+    before, after = layer.trace(7), layer.trace(8)
+    close(after, 0.7 * before + torch.outer(layer.writes[8], layer.encodings[8]))
+
+
+# Clip
+
+
+def test_clip_is_a_part_of_its_own_from_the_first_recall_it_reaches():
+    model, input_ids = tiny_model(trace_clip=0.15), tokens(1, 40)
+    [recording] = record(model, input_ids)
+    [layer] = recording.layers
+    parts = layer.attribution
+    writes_clipped = layer.clipped.any(-1).nonzero().flatten().tolist()
+    assert 0 < writes_clipped[0] < 39
+    assert parts.first_inexact == writes_clipped[0] + 1
+    assert parts.exact.tolist() == [True] * parts.first_inexact + [False] * (40 - parts.first_inexact)
+    assert not parts.clip[parts.exact].any()
+    assert (parts.clip[~parts.exact].norm(dim=-1) > 1e-6).all()
+
+    unclipped = copy.deepcopy(model)
+    unclipped.model.layers[0].cell.settings = layer.settings._replace(trace_clip=None)
+    [free] = record(unclipped, input_ids)
+    close(layer.recalled[parts.exact], free.layers[0].recalled[parts.exact])
+    assert (layer.recalled[parts.first_inexact] - free.layers[0].recalled[parts.first_inexact]).abs().max() > 1e-6
+
+
+def test_attribution_is_exact_again_once_the_memory_is_cleared():
+    position_ids = torch.cat([torch.arange(30), torch.arange(10)])[None]
+    [recording] = record(tiny_model(trace_clip=0.15), tokens(1, 40), position_ids=position_ids)
+    parts = recording.layers[0].attribution
+    assert not parts.exact[29]
+    assert parts.exact[30]
+
+
+# Memory carried in, cleared, and padding
+
+
+@architectures
+def test_memory_carried_in_is_the_part_of_what_was_read_before(architecture):
+    model, input_ids = tiny_model(**architecture), tokens(2, 70)
+    memory = DynamicCache(config=model.config)
+    record(model, input_ids[:, :30], past_key_values=memory)
+    later = record(model, input_ids[:, 30:], past_key_values=memory)
+    for whole, part in zip(record(model, input_ids), later, strict=True):
+        for all_tokens, second in zip(whole.layers, part.layers, strict=True):
+            expected, found = all_tokens.attribution, second.attribution
+            close(found.coefficients, expected.coefficients[30:, 30:])
+            close(found.bank, expected.bank[30:])
+            close(found.recalled, expected.recalled[30:])
+            if "trace_clip" not in architecture:
+                close(found.carried, expected.coefficients[30:, :30] @ expected.encodings[:30])
+            assert found.carried.any()
+
+
+def test_cleared_memory_gives_the_recordings_of_the_documents_alone():
+    model, first, second = tiny_model(num_hidden_layers=2), tokens(1, 7), tokens(1, 9)
+    position_ids = torch.cat([torch.arange(7), torch.arange(9)])[None]
+    memory = model(tokens(1, 4), use_cache=True).past_key_values
+    [packed] = record(model, torch.cat([first, second], 1), position_ids=position_ids, past_key_values=memory)
+    for document, steps in ((first, slice(0, 7)), (second, slice(7, 16))):
+        [alone] = record(model, document)
+        for both, one in zip(packed.layers, alone.layers, strict=True):
+            close(both.attribution.coefficients[steps, steps], one.attribution.coefficients)
+            close(both.attribution.recalled[steps], one.attribution.recalled)
+            close(both.trace_norms[steps], one.trace_norms)
+            assert not both.attribution.carried.any()
+    assert not packed.layers[0].attribution.coefficients[7:, :7].any()
+
+
+def test_padding_is_left_out():
+    model, inputs = tiny_model(num_hidden_layers=2), left_padded([5, 8, 3])
+    inputs["attention_mask"][1, 4] = 0
+    for row, recording in enumerate(record(model, **inputs)):
+        valid = inputs["attention_mask"][row].bool()
+        [alone] = record(model, inputs["input_ids"][row : row + 1, valid])
+        same(recording.token_ids, alone.token_ids)
+        for padded, unpadded in zip(recording.layers, alone.layers, strict=True):
+            close(padded.attribution.coefficients, unpadded.attribution.coefficients)
+            close(padded.recalled, unpadded.recalled)
+
+
+# Interventions
+
+
+@architectures
+def test_any_mixture_of_interventions_is_attributed(architecture):
+    """Token by token, against the state of the model itself."""
+    model, input_ids = tiny_model(**architecture), tokens(2, 40)
+    layers, scale = model.config.num_hidden_layers, model.config.trace_scale
+    memory, recorder = model(tokens(2, 5), use_cache=True).past_key_values, Recorder(model)
+    recalled, traces = [], []
+    for t in range(40):
+        restart, slot_mask = t in (13, 29), torch.rand(layers, 8) > 0.2
+        inputs = {
+            "write_mask": torch.rand(2, 1) > 0.3,
+            "plastic": t % 7 > 1,
+            "slot_mask": slot_mask if t % 5 < 3 else None,
+            "position_ids": torch.tensor([[0 if restart else 1]]),
+        }
+        before = [torch.zeros_like(trace) if restart else trace.clone() for trace in traces_in(memory)]
+        with recorder:
+            outputs = model(input_ids[:, t : t + 1], past_key_values=memory, output_recall=True, **inputs)
+        effective = [cell.memory_bank + scale * trace for cell, trace in zip(cells(model), before, strict=True)]
+        recalled.append([a[:, 0, None] @ e for a, e in zip(outputs.recall, effective, strict=True)])
+        traces.append([trace.clone() for trace in traces_in(memory)])
+    for row, recording in enumerate(recorder.recordings()):
+        for index, layer in enumerate(recording.layers):
+            close(sum_of_parts(layer.attribution), torch.stack([step[index][row, 0] for step in recalled]))
+            close(torch.stack([layer.trace(t) for t in range(40)]), torch.stack([t[index][row] for t in traces]))
+            silent = ~layer.written
+            assert silent.any()
+            assert not layer.writes[silent].any()
+            assert not layer.attribution.coefficients[:, silent].any()
+            assert not layer.attribution.coefficients[29:, :29][:, layer.active_slots[:29].all(1)].any()
+
+
+def traces_in(past_key_values):
+    return [layer.state.trace for layer in past_key_values.layers]
+
+
+def cells(model):
+    return [layer.cell for layer in model.base_model.layers]
+
+
+def test_generation_with_interventions_is_recorded_with_them():
+    model, prompt = tiny_model(num_hidden_layers=2), tokens(1, 6)
+    slot_mask, write_mask = torch.arange(8) != 3, torch.arange(6)[None] != 2
+    with Recorder(model) as recorder:
+        output = model.generate(
+            prompt, write_mask=write_mask, slot_mask=slot_mask, max_new_tokens=8, return_dict_in_generate=True
+        )
+    [recording] = recorder.recordings()
+    for layer, trace in zip(recording.layers, traces_in(output.past_key_values), strict=True):
+        close(layer.trace(), trace[0])
+        assert layer.written.tolist() == [t != 2 for t in range(len(recording))]
+        assert not layer.recall[:, 3].any()
+
+
+# Generation
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 3}, {"do_sample": True}],
+    ids=["greedy", "static", "chunked_prefill", "sampling"],
+)
+@pytest.mark.parametrize("lengths", [[7], [5, 8, 3]], ids=["one_row", "three_rows"])
+def test_generation_is_recorded_as_it_happens(how, lengths):
+    model, inputs = tiny_model(num_hidden_layers=2), left_padded(lengths)
+    how = {"max_new_tokens": 10, "pad_token_id": 1, "eos_token_id": [5, 11, 17], **how}
+    torch.manual_seed(0)
+    plain = model.generate(**inputs, **how)
+    torch.manual_seed(0)
+    recorder = Recorder(model)
+    with recorder:
+        sequences = model.generate(**inputs, **how)
+    same(sequences, plain)
+    for row, recording in enumerate(recorder.recordings()):
+        prompt = inputs["input_ids"][row, inputs["attention_mask"][row].bool()]
+        text = torch.cat([prompt, sequences[row, max(lengths) :]])[: len(recording)]
+        same(recording.token_ids, text)
+        assert len(recording) >= len(prompt)
+        [read] = record(model, text[None])
+        for generated, expected in zip(recording.layers, read.layers, strict=True):
+            close(generated.recall, expected.recall)
+            close(generated.attribution.coefficients, expected.attribution.coefficients)
+            close(generated.trace(), expected.trace())
+
+
+def test_rows_that_have_finished_are_not_recorded_further():
+    model, inputs = tiny_model(), left_padded([5, 8, 3])
+    recorder = Recorder(model)
+    with recorder:
+        sequences = model.generate(**inputs, max_new_tokens=12, pad_token_id=1, eos_token_id=list(range(3, 40, 4)))
+    lengths = [len(recording) for recording in recorder.recordings()]
+    # Every token but the last one of a row has been read; a row that ended has padding behind its last one.
+    generated = [(row[8:] != 1).sum().item() for row in sequences]
+    assert lengths == [prompt + new - 1 for prompt, new in zip([5, 8, 3], generated, strict=True)]
+    assert len(set(generated)) > 1
+
+
+def test_recorder_keeps_only_recall_and_encoding_per_token():
+    model = tiny_model()
+    recorder = Recorder(model)
+    with recorder:
+        model.generate(tokens(1, 4), max_new_tokens=20, min_new_tokens=20)
+    held = sum(t.untyped_storage().size() for packet in recorder.packets for t in (*packet.recall, *packet.encodings))
+    assert held == 23 * (8 + 16) * 8  # float64
+
+
+def test_recorder_may_be_entered_for_one_step_at_a_time():
+    model, input_ids = tiny_model(), tokens(1, 6)
+    memory, recorder = DynamicCache(config=model.config), Recorder(model)
+    for t in range(6):
+        with recorder:
+            model(input_ids[:, t : t + 1], past_key_values=memory)
+        assert recorder.packets[-1].recall[0].shape == (1, 1, 8)
+        memory = copy.deepcopy(memory)
+        as_new_sequence(memory)
+    [stepwise], [whole] = recorder.recordings(), record(model, input_ids)
+    close(stepwise.layers[0].attribution.coefficients, whole.layers[0].attribution.coefficients)
+
+
+# What recording leaves alone, and what it refuses
+
+
+def test_model_is_as_before_after_recording():
+    model, input_ids = tiny_model(), tokens(1, 6)
+    with Recorder(model) as recorder:
+        model(input_ids)
+    before = len(recorder.packets)
+    outputs = model(input_ids)
+    assert len(recorder.packets) == before == 1
+    assert not {"recall", "encodings"} & outputs.keys()
+
+
+def test_other_threads_on_the_same_model_are_not_recorded():
+    model, input_ids = tiny_model(), tokens(1, 6)
+    seen = []
+    other = threading.Thread(target=lambda: seen.append(model(tokens(2, 3)).keys()))
+    with Recorder(model) as recorder:
+        other.start()
+        other.join()
+        model(input_ids)
+    [recording] = recorder.recordings()
+    same(recording.token_ids, input_ids[0])
+    assert not {"recall", "encodings"} & seen[0]
+
+
+@pytest.mark.parametrize("model_class", [EnnModel, EnnForSequenceClassification, EnnForImageClassification])
+def test_every_model_can_be_recorded(model_class):
+    model = tiny_model(model_class, num_hidden_layers=2)
+    recordings = record(model, **tiny_inputs(model))
+    assert len(recordings) == 3
+    for layer in recordings[2].layers:
+        close(sum_of_parts(layer.attribution), recalled_by_definition(layer))
+    if model_class is EnnForImageClassification:
+        assert recordings[0].token_ids is None
+        assert recordings[0].tokens == tuple(map(str, range(8)))
+
+
+def test_arguments_by_position_are_recorded_too():
+    model, input_ids = tiny_model(EnnModel), tokens(1, 5)
+    with Recorder(model) as recorder:
+        model(input_ids, torch.tensor([[0, 1, 1, 1, 1]]))
+    same(recorder.recordings()[0].token_ids, input_ids[0, 1:])
+
+
+def test_tokens_are_named_by_the_tokenizer_or_by_their_ids():
+    [recording] = record(tiny_model(), torch.tensor([[7, 9, 4]]))
+    assert recording.tokens == ("7", "9", "4")
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    input_ids = tokenizer("It is a truth", return_tensors="pt")["input_ids"]
+    [recording] = record(AutoModelForCausalLM.from_pretrained(CHECKPOINT), input_ids, tokenizer=tokenizer)
+    assert recording.tokens == ("It", " is", " a", " truth")
+
+
+def test_memory_that_changes_between_steps_is_refused():
+    model = tiny_model()
+    recorder = Recorder(model)
+    with recorder:
+        memory = model(tokens(2, 4), use_cache=True).past_key_values
+        memory.batch_select_indices(torch.tensor([1, 0]))
+        with pytest.raises(ValueError, match="not the one that the last recorded step left behind"):
+            model(tokens(2, 1), past_key_values=memory)
+    assert len(recorder.packets) == 1
+
+
+@pytest.mark.parametrize("how", [{"num_beams": 3}, {"use_cache": False}], ids=["beams", "no_state"])
+def test_decoding_that_does_not_follow_one_memory_is_refused(how):
+    model = tiny_model()
+    with Recorder(model), pytest.raises(ValueError, match="use_cache=True and without beams"):
+        model.generate(tokens(1, 4), max_new_tokens=12, pad_token_id=1, **how)
+    assert model.generate(tokens(1, 4), max_new_tokens=3).shape == (1, 7)
+
+
+def test_trace_shared_by_the_batch_is_refused_unless_there_is_one_row():
+    model = tiny_model(trace_scope="batch")
+    with pytest.raises(ValueError, match=r"trace_scope='batch'.*2 rows"):
+        record(model, tokens(2, 4))
+    [recording] = record(model, tokens(1, 12))
+    close(sum_of_parts(recording.layers[0].attribution), recalled_by_definition(recording.layers[0]))
+
+
+def test_training_mode_is_refused():
+    with pytest.raises(ValueError, match=r"model.eval\(\)"):
+        record(tiny_model().train(), tokens(1, 4))
+
+
+def test_outputs_without_names_are_refused():
+    with pytest.raises(ValueError, match="return_dict"):
+        record(tiny_model(EnnModel), tokens(1, 4), return_dict=False)
+    assert isinstance(record(tiny_model(), tokens(1, 4), return_dict=False), list)
+
+
+def test_recorder_wants_a_model_of_this_package():
+    with pytest.raises(TypeError, match="Linear"):
+        Recorder(torch.nn.Linear(2, 2))
+
+
+def test_recorder_without_a_run_says_so():
+    with pytest.raises(ValueError, match="Nothing was recorded"):
+        Recorder(tiny_model()).recordings()
+
+
+def test_recorder_records_one_run_at_a_time():
+    recorder = Recorder(tiny_model())
+    with recorder, pytest.raises(RuntimeError, match="recording already"), recorder:
+        pass
+
+
+def test_recordings_introduce_themselves_briefly():
+    [recording] = record(tiny_model(), tokens(1, 6))
+    layer = recording.layers[0]
+    assert repr(recording) == "Recording(tokens=6, layers=1)"
+    assert repr(layer) == "LayerRecording(layer=0, tokens=6, slots=8, width=16)"
+    assert repr(layer.attribution) == "Attribution(tokens=6, exact=True)"
+
+
+# Real text
+
+
+def test_shipped_checkpoint_is_attributed_exactly():
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT)
+    inputs = tokenizer("It is a truth universally acknowledged", return_tensors="pt")
+    with Recorder(model, tokenizer) as recorder:
+        output = model.generate(**inputs, max_new_tokens=200, do_sample=True, return_dict_in_generate=True)
+    [recording] = recorder.recordings()
+    [layer] = recording.layers
+    parts = layer.attribution
+    assert parts.exact.all()
+    close(sum_of_parts(parts), recalled_by_definition(layer), 1e-5)
+    close(layer.trace(), output.past_key_values.layers[0].state.trace[0], 1e-5)
+    assert parts.share.bank[0] == pytest.approx(1)
+
+
+def test_cost_of_recording_is_measured_by_a_command(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["recording", "--rounds", "2", "--new_tokens", "5"])
+    main()
+    assert re.search(r"time recorded / plain: \d+\.\d+ \(.*reading 15 tokens", capsys.readouterr().out, re.DOTALL)
