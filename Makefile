@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 
-.PHONY: help demo test test-fast lint exactness clean
+.PHONY: help demo test test-fast lint exactness bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -26,11 +26,14 @@ lint: $(VENV)/dev.stamp ## check format and style
 exactness: $(VENV)/dev.stamp ## print every exactness claim with its measured error
 	$(BIN)/python -m benchmarks.exactness $(ARGS)
 
+bench: $(VENV)/dev.stamp ## print how fast the layer is, beside its peers (ARGS="--help" for what there is)
+	$(BIN)/python -m benchmarks.speed $(ARGS)
+
 clean: ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/demo.stamp: EXTRAS := cpu,serve
-$(VENV)/dev.stamp: EXTRAS := cpu,serve,train,search,traces,dev
+$(VENV)/dev.stamp: EXTRAS := cpu,serve,train,search,traces,keras,ecosystem,dev
 $(VENV)/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'

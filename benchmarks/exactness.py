@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.reference import TOLERANCES, cell_errors, classifier_errors, relative_error
 from hf_engram import EnnConfig, EnnForCausalLM, load_memory, save_memory
-from hf_engram.scan_enn import SCAN_VARIABLE
+from hf_engram.dispatch_enn import SCAN_VARIABLE
 
 SHIPPED_REFERENCE = Path(__file__).parent.parent / "tests" / "fixtures" / "reference"
 STEPS = 150  # three chunks of the fast scan, the last one partial

@@ -55,7 +55,7 @@ class EnnCacheLayer(LinearAttentionLayer, CacheLayerMixin):
             return None
         values = (self.recurrent_states[0], self.recurrent_states[1])
         # Training may go on from a state made under `torch.inference_mode`, whose tensors autograd refuses.
-        return CellState(*(v.clone() if v.is_inference() and torch.is_grad_enabled() else v for v in values))
+        return CellState(*(v.clone() if torch.is_grad_enabled() and v.is_inference() else v for v in values))
 
     def store(self, state: CellState, num_tokens: int) -> None:
         """Keep `state`, detached from the graph that made it, and count `num_tokens` more tokens per row."""

@@ -10,6 +10,7 @@ from .configuration_enn import EnnConfig
 from .dispatch_enn import selected_scan
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, state_dtype
 from .scan_enn import enn_scan
+from .wrapped_enn import weight_and_bias
 
 
 class EnnCell(nn.Module):
@@ -41,25 +42,22 @@ class EnnCell(nn.Module):
 
     def weights(self) -> CellWeights:
         """The parameters as `ops_enn` takes them."""
-        norms = [None if n is None else (n.weight, n.bias) for n in (self.encoder_norm, self.output_norm)]
+        norms = [None if norm is None else weight_and_bias(norm) for norm in (self.encoder_norm, self.output_norm)]
         return CellWeights(
-            self.encoder.weight,
-            self.encoder.bias,
+            *weight_and_bias(self.encoder),
             norms[0],
             self.memory_bank,
-            self.integrator.weight,
-            self.integrator.bias,
-            self.output.weight,
-            self.output.bias,
+            *weight_and_bias(self.integrator),
+            *weight_and_bias(self.output),
             norms[1],
-            None if self.gate is None else (self.gate.weight, self.gate.bias),
+            None if self.gate is None else weight_and_bias(self.gate),
         )
 
     def initial_state(self, x: Tensor) -> CellState:
         """State before the first step of `x` `[B, T, I]`: zero, or random in training if the config asks for it."""
         slots, width = self.memory_bank.shape
-        hidden = x.new_zeros(len(x), width)
-        trace = x.new_zeros(len(x), slots, width, dtype=state_dtype(x.dtype))
+        hidden = x.new_zeros(x.shape[0], width)
+        trace = x.new_zeros(x.shape[0], slots, width, dtype=state_dtype(x.dtype))
         if self.training and self.initial_state_std > 0:
             hidden = hidden.normal_(std=self.initial_state_std)
             # One draw for all rows when they share their trace.
@@ -186,7 +184,7 @@ class Pooling(nn.Module):
             weights = valid / valid.sum(1, keepdim=True).clamp_min(1)
         else:
             last = hidden_states.shape[1] - 1 - valid.flip(1).int().argmax(1)
-            return hidden_states[torch.arange(len(hidden_states), device=last.device), last]
+            return hidden_states[torch.arange(hidden_states.shape[0], device=last.device), last]
         return torch.einsum("bt,bth->bh", weights.to(hidden_states.dtype), hidden_states)
 
     def extra_repr(self) -> str:

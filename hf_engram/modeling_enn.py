@@ -170,7 +170,7 @@ class EnnModel(EnnPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
         if past_key_values is not None:
-            self._check_state(past_key_values, len(inputs_embeds))
+            self._check_state(past_key_values, inputs_embeds.shape[0])
 
         valid = padding_mask(attention_mask, inputs_embeds)
         masks = StepMasks(

@@ -3,6 +3,7 @@
 import socket
 import time
 import urllib.request
+from pathlib import Path
 
 import torch
 
@@ -14,6 +15,7 @@ from hf_engram import (
     EnnModel,
 )
 
+BOOKS = Path(__file__).parent.parent / "model_cards" / "enn-books"
 # Weights large enough, and a trace strong enough, that a state that is lost or doubled changes every logit.
 TINY = {
     "vocab_size": 40,

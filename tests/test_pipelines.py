@@ -5,7 +5,7 @@ import torch
 from helpers import tiny_model
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, pipeline
+from transformers import PreTrainedTokenizerFast, TextIteratorStreamer, pipeline
 
 from hf_engram import (
     EnnForCausalLM,
@@ -77,6 +77,27 @@ def test_text_classification(open_pipeline, batch_size):
         assert {score["label"] for score in scores} == {"LABEL_0", "LABEL_1", "LABEL_2"}
         assert sum(score["score"] for score in scores) == pytest.approx(1)
         assert [s["score"] for s in scores] == pytest.approx([s["score"] for s in classify(text, top_k=None)], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("problem_type", "num_labels", "activation"),
+    [("multi_label_classification", 3, torch.sigmoid), ("regression", 1, lambda logits: logits)],
+)
+def test_text_classification_of_other_kinds(open_pipeline, problem_type, num_labels, activation):
+    classify = open_pipeline(
+        "text-classification", EnnForSequenceClassification, problem_type=problem_type, num_labels=num_labels
+    )
+    scores = classify("the cell recalls", top_k=None)
+    logits = classify.model(**classify.tokenizer("the cell recalls", return_tensors="pt")).logits[0]
+    expected = sorted(activation(logits).tolist(), reverse=True)
+    assert [score["score"] for score in scores] == pytest.approx(expected)
+
+
+def test_text_generation_streams(open_pipeline):
+    generator = open_pipeline("text-generation", EnnForCausalLM)
+    streamer = TextIteratorStreamer(generator.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    [text] = generator("the cell", max_new_tokens=5, do_sample=False, return_full_text=False, streamer=streamer)
+    assert "".join(streamer).strip() == text["generated_text"].strip()
 
 
 def test_image_classification(open_pipeline):

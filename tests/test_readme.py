@@ -66,7 +66,12 @@ def trains_briefly(command, folder):
 
 
 def measures_briefly(command, folder):
-    assert "floor" in run(*command, "--works", "a", "--rounds", "2")
+    assert "floor" in run(*command, "--sections", "training", "--works", "a", "--rounds", "2")
+
+
+def imports(command, folder):
+    keras_file = ROOT / "tests" / "fixtures" / "keras" / "keras_3.15.1" / "classifier.keras"
+    assert "EnnForImageClassification" in run(*command[:-2], str(keras_file), str(folder / command[-1]))
 
 
 def options_are_known(command, folder):
@@ -91,6 +96,8 @@ COMMANDS = {
     'pip install ".[cpu]"': extras_exist,
     'pip install ".[cpu,train]"': extras_exist,
     'pip install ".[cpu,traces]"': extras_exist,
+    'pip install ".[keras]"': extras_exist,
+    "python -m hf_engram.keras_import mnist.keras mnist/": imports,
     "python -m train.language_model --help": runs,
     "python -m train.language_model train/configs/debug.yaml": trains_into,
     "python -m train.language_model train/configs/books.yaml": trains_briefly,
