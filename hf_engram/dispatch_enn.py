@@ -2,12 +2,16 @@
 
 import importlib.util
 import os
+import re
 
 import torch
 from torch import Tensor
 
 SCAN_VARIABLE = "HF_ENGRAM_SCAN"
 SCANS = ("auto", "chunkwise", "definition")
+# Operators of torch have global names, and each repository on the Hub brings a copy of this code: the one loaded last
+# would take the place of the others, were they not named after the copy ("hf_engram" in the package).
+OPERATORS = re.sub(r"\W", "_", __name__.rpartition(".")[0])
 HAS_NUMBA = importlib.util.find_spec("numba") is not None  # imported when the first loop runs: that takes a while
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .dispatch_enn import use_compiled
+from .dispatch_enn import OPERATORS, use_compiled
 from .numba_enn import flags, number_of_parts, run_over_rows
 from .ops_enn import CellSettings, CellWeights, StepMasks, state_dtype
 
@@ -81,7 +81,7 @@ def integrator_scan(
     return outputs
 
 
-@torch.library.custom_op("hf_engram::integrator_recurrence", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::integrator_recurrence", mutates_args=())
 def integrator_recurrence(
     drive: Tensor,
     hidden: Tensor,
@@ -101,7 +101,7 @@ def integrator_recurrence(
     return tuple(run(drive, hidden, weights, eps, StepMasks(valid, restart)))
 
 
-@torch.library.custom_op("hf_engram::integrator_recurrence_backward", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::integrator_recurrence_backward", mutates_args=())
 def integrator_recurrence_backward(
     grad_outputs: Tensor,
     outputs: Tensor,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .chunkwise_enn import CHUNK_SIZE, chunkwise_scan, keep_rates, write_rates
-from .dispatch_enn import use_compiled
+from .dispatch_enn import OPERATORS, use_compiled
 from .numba_enn import flags, number_of_parts, run_over_rows
 from .ops_enn import SQUARED_NORM_FLOOR, CellSettings, StepMasks
 
@@ -46,7 +46,7 @@ class MemoryTape(NamedTuple):
     clipped: Tensor  # where the clip may have been active, bool [B, chunks]
 
 
-@torch.library.custom_op("hf_engram::memory_recurrence", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::memory_recurrence", mutates_args=())
 def memory_recurrence(
     z: Tensor,
     trace: Tensor,
@@ -70,7 +70,7 @@ def memory_recurrence(
     return found
 
 
-@torch.library.custom_op("hf_engram::memory_recurrence_backward", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::memory_recurrence_backward", mutates_args=())
 def memory_recurrence_backward(
     grad_recalled: Tensor,
     grad_recall: Tensor,

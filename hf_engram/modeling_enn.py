@@ -25,6 +25,7 @@ from .generation_enn import EnnGenerationMixin
 from .layers_enn import EnnCell, EnnLayer, Pooling
 from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_layer, write_steps
 from .ops_enn import StepMasks
+from .safetensors_enn import SafetensorsOnly
 
 
 @dataclass
@@ -59,7 +60,7 @@ class EnnSequenceClassifierOutput(EnnModelOutput, SequenceClassifierOutputWithPa
     """`loss` (a scalar, when `labels` are given), `logits` `[B, num_labels]`, and the backbone's outputs."""
 
 
-class EnnPreTrainedModel(PreTrainedModel):
+class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
     """Base of all ENN models: config, initialisation, and what transformers needs to know about them."""
 
     config: EnnConfig
@@ -224,7 +225,10 @@ class EnnModel(EnnPreTrainedModel):
 
     def _check_state(self, past_key_values: Cache, batch: int) -> None:
         layers = getattr(past_key_values, "layers", ())
-        if len(layers) != len(self.layers) or not all(isinstance(layer, EnnCacheLayer) for layer in layers):
+        # Not isinstance: where several copies of this code are loaded (each repository on the Hub brings its own),
+        # transformers makes the cache layers of the copy that was imported last.
+        ours = all(getattr(layer, "_layer_type", None) == EnnCacheLayer._layer_type for layer in layers)
+        if len(layers) != len(self.layers) or not ours:
             raise ValueError(
                 f"past_key_values ({type(past_key_values).__name__}) is not the state of this model: make an empty one "
                 "with `DynamicCache(config=model.config)`, or pass what the model returned."

@@ -13,10 +13,11 @@ a step keeps of the trace and η the weight of its write:
 import torch
 from torch import Tensor
 
+from .dispatch_enn import OPERATORS
 from .ops_enn import SQUARED_NORM_FLOOR
 
 
-@torch.library.custom_op("hf_engram::chunk_recall", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::chunk_recall", mutates_args=())
 def chunk_recall(
     bank_dot: Tensor,
     gram: Tensor,
@@ -60,7 +61,7 @@ def chunk_recall(
     return recall, product, inverse_slot_norm
 
 
-@torch.library.custom_op("hf_engram::chunk_recall_backward", mutates_args=())
+@torch.library.custom_op(f"{OPERATORS}::chunk_recall_backward", mutates_args=())
 def chunk_recall_backward(
     grad_recall: Tensor,
     recall: Tensor,

@@ -1,4 +1,4 @@
-"""Serve a web page that generates text with an ENN and shows its memory live.
+"""Serve a web page on which ENNs write texts and read images, with their memory beside them, live.
 
 python -m serve.app
 python -m serve.app --model path/to/checkpoint --port 8000
@@ -9,29 +9,42 @@ import os
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
-    from hf_engram import EnnForCausalLM
-
-DEFAULT_MODEL = "model_cards/enn-books"
+MODEL = "model_cards/enn-books"
+IMAGE_MODEL = "model_cards/enn-mnist-rows"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main() -> None:
-    """Read the command line, load the model, serve until interrupted."""
+    """Read the command line, load the models, serve until interrupted."""
     args = parse_args()
-    is_local = check_local(args.model)
-    # Read by the libraries when they are imported: nothing is reported, and a local model needs no network at all.
+    check_folder(args.model, MODEL)
+    # Read by the libraries when they are imported: nothing is reported to anybody.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    if is_local:
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
-    model, tokenizer = load(args.model, args.revision, args.trust_remote_code)
     # In the repository this file belongs to the package `serve`; at the root of a Space it is a script.
-    page = import_module(".live_memory.page" if __package__ else "live_memory.page", __package__)
-    page.open_page(model, tokenizer, args.model, server_name=args.host, server_port=args.port)
+    package = ".live_memory" if __package__ else "live_memory"
+    limits, models, page = (import_module(f"{package}.{name}", __package__) for name in ("limits", "models", "page"))
+    choices = [models.ModelChoice(args.model, args.revision, args.trust_remote_code)]
+    if args.image_model or Path(IMAGE_MODEL).is_dir():
+        choices.append(models.ModelChoice(args.image_model or IMAGE_MODEL))
+    try:
+        own = [models.load_model(choice) for choice in choices]
+    except ValueError as error:
+        sys.exit(str(error))
+    if [loaded.reads for loaded in own] != ["text", "image"][: len(own)]:
+        sys.exit("--model takes a language model, --image-model an image classifier.")
+
+    host = args.host or os.environ.get("GRADIO_SERVER_NAME", LOOPBACK[0])
+    shelf = models.ModelShelf(
+        own,
+        capacity=limits.Limits().models,
+        folders=[Path("model_cards"), *args.models_from],
+        # Whoever reaches a page that only listens on this machine may run code on it anyway.
+        allow_remote_code=host in LOOPBACK,
+    )
+    page.open_page(shelf, server_name=host, server_port=args.port)
 
 
 def parse_args() -> argparse.Namespace:
@@ -41,52 +54,46 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument(
         "--model",
-        default=DEFAULT_MODEL,
-        help="folder of a checkpoint (model and tokenizer), or the id of a model on the Hugging Face Hub "
-        "(default: %(default)s)",
+        default=MODEL,
+        help="folder of a language model and its tokenizer, or its id on the Hugging Face Hub (default: %(default)s)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit of a model on the Hub (default: main)")
+    parser.add_argument("--revision", default="main", help="branch, tag or commit on the Hub (default: %(default)s)")
     parser.add_argument(
         "--trust-remote-code",
         action="store_true",
-        help="run Python code that comes with the model; only for authors you trust (default: do not)",
+        help="run Python code that comes with --model; only for authors you trust (default: do not)",
+    )
+    parser.add_argument(
+        "--image-model",
+        help=f"folder or id of an image classifier for the image tab (default: {IMAGE_MODEL}, if there)",
+    )
+    parser.add_argument(
+        "--models-from",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="FOLDER",
+        help="folders below which visitors may choose checkpoints, beside model_cards (default: none)",
     )
     parser.add_argument(
         "--host",
-        help="address to listen on; 0.0.0.0 lets other machines in (default: 127.0.0.1, or GRADIO_SERVER_NAME if set)",
+        help="address to listen on; 0.0.0.0 lets other machines in, and then nobody may choose models that bring code "
+        f"of their own (default: {LOOPBACK[0]}, or GRADIO_SERVER_NAME if set)",
     )
     parser.add_argument("--port", type=int, help="port to listen on (default: the first free one from 7860)")
     return parser.parse_args()
 
 
-def check_local(model: str) -> bool:
-    """Whether `model` is a folder on this machine; leaves the program if it is meant to be one and is missing."""
+def check_folder(model: str, default: str) -> None:
+    """Leave the program if `model` is meant to be a folder on this machine and is missing."""
     path = Path(model)
-    if path.is_dir():
-        return True
-    if model == DEFAULT_MODEL or path.is_absolute() or (path.parent.is_dir() and path.parent != Path()):
+    if not path.is_dir() and (
+        model == default or path.is_absolute() or (path.parent.is_dir() and path.parent != Path())
+    ):
         sys.exit(
             f"There is no checkpoint folder {model!r} in {Path.cwd()}. Start this at the root of the repository, name "
             "another checkpoint with --model, or train one: python -m train.language_model --help"
         )
-    return False
-
-
-def load(model: str, revision: str | None, trust_remote_code: bool) -> "tuple[EnnForCausalLM, PreTrainedTokenizerBase]":
-    """Model (in evaluation mode) and tokenizer; leaves the program with a sentence if they cannot be had."""
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-
-    import hf_engram  # noqa: F401  registers the model with the Auto classes
-
-    options = {"revision": revision or "main", "trust_remote_code": trust_remote_code}
-    try:
-        config = AutoConfig.from_pretrained(model, **options)
-        if config.model_type != "enn":
-            sys.exit(f"{model!r} is a {config.model_type!r} model; this page shows the memory of an 'enn' model.")
-        tokenizer = AutoTokenizer.from_pretrained(model, **options)
-        return AutoModelForCausalLM.from_pretrained(model, **options).eval(), tokenizer
-    except (OSError, ValueError) as error:
-        sys.exit(f"{model!r} could not be loaded: {error}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,6 +70,17 @@ def measures_briefly(command, folder):
     assert "floor" in run(*command, "--sections", "training", "--works", "a", "--rounds", "2")
 
 
+def lists_what_it_would_send(command, folder):
+    assert "app.py" in run(*command, "--dry-run")
+
+
+def watches_briefly(command, folder):
+    if shutil.which("chromium") is None:
+        pytest.skip("Chromium is not installed")
+    options = ["--rounds", "1", "--tokens", "40", "--long", "60", "--visitors", "2"]
+    assert "frames per second" in run(*command, *options)
+
+
 def imports(command, folder):
     keras_file = ROOT / "tests" / "fixtures" / "keras" / "keras_3.15.1" / "classifier.keras"
     assert "EnnForImageClassification" in run(*command[:-2], str(keras_file), str(folder / command[-1]))
@@ -121,12 +133,22 @@ COMMANDS = {
     "python -m train.search image_classification train/configs/mnist_rows.yaml --trials 20": searches_the_debug_images,
     "python -m benchmarks.exactness": runs,
     "python -m benchmarks.speed": measures_briefly,
+    "python -m serve.app --help": runs,
+    "python -m serve.push you/engram-memory": lists_what_it_would_send,
+    "python -m benchmarks.app": watches_briefly,
 }
+
+
+# Run by test_sharing, in order.
+SHARING_COMMANDS = (
+    "python -m hf_engram.hub push runs/books user/my-model",
+    "python -m hf_engram.hub card model_cards/enn-books",
+)
 
 
 def test_all_commands_are_tested():
     commands = [line for block in blocks("bash") for line in block.splitlines()]
-    assert sorted(set(commands)) == sorted(COMMANDS)
+    assert sorted(set(commands)) == sorted([*COMMANDS, *SHARING_COMMANDS])
 
 
 @pytest.mark.slow
@@ -135,11 +157,42 @@ def test_command(command, tmp_path):
     COMMANDS[command](shlex.split(command), tmp_path)
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.splitlines()[0])
+SHARING_BLOCKS = [code for code in blocks("python") if "user/my-model" in code]
+
+
+@pytest.mark.parametrize(
+    "code", [code for code in blocks("python") if code not in SHARING_BLOCKS], ids=lambda code: code.splitlines()[0]
+)
 def test_code_block(code, tmp_path):
     (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     output = run(sys.executable, "-W", "error::UserWarning:hf_engram", "-c", code, cwd=tmp_path)
     assert output
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_sharing(fresh_python, hub, tmp_path):
+    """Push and load as the README does; then its commands, on the folder that the first block has written."""
+    shutil.copytree(ROOT / "model_cards", tmp_path / "model_cards")
+    (tmp_path / "runs").mkdir()
+    push, load = SHARING_BLOCKS
+    oid = fresh_python(
+        "import os; os.chdir(given['folder'])", push, "result = commit.oid", package=True, folder=tmp_path
+    )
+    assert hub.repository("user/my-model").commit().oid == oid
+    opened = fresh_python(load, "result = [type(model).__module__, len(tokenizer), model.config.use_cache]")
+    assert opened[0].startswith("transformers_modules.user.my_hyphen_model")
+    assert opened[1:] == [4096, True]
+
+    (tmp_path / "my-model").rename(tmp_path / "runs" / "books")
+    (tmp_path / "model_cards" / "enn-books" / "README.md").unlink()
+    environment = fresh_python.command("", package=True)["env"]
+    for command in SHARING_COMMANDS:
+        arguments = [sys.executable, "-P", *shlex.split(command)[1:]]
+        subprocess.run(arguments, cwd=tmp_path, env=environment, check=True)
+    assert hub.repository("user/my-model").commit().oid == oid  # the same files make no new commit
+    card = (tmp_path / "model_cards" / "enn-books" / "README.md").read_text()
+    assert card == (ROOT / "model_cards" / "enn-books" / "README.md").read_text()
 
 
 def test_links_lead_somewhere():

@@ -16,6 +16,8 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_engram.hub import DataSource
+
 from .vocabulary import END_OF_TEXT, SMALLEST_VOCABULARY
 
 ROW_KINDS = ("lines", "documents")
@@ -86,6 +88,8 @@ class DataArguments:
         },
     )
     shuffle_buffer: int = field(default=10_000, metadata={"help": "Blocks among which streaming shuffles."})
+    data_license: str | None = field(default=None, metadata={"help": "Licence of the text, for the model card."})
+    language: str | None = field(default=None, metadata={"help": "Code of its language (en), for the model card."})
 
     def __post_init__(self) -> None:
         if (self.dataset_name is None) == (self.train_files is None):
@@ -106,6 +110,18 @@ class DataArguments:
             self._require("mode", self.mode == "blocks", "'blocks', with streaming")
             self._require("tokenizer", self.tokenizer == "bpe", "'bpe', with streaming")
             self._require("train_files", self.train_files is None, "None (a dataset_name), with streaming")
+
+    def source(self) -> DataSource:
+        """The text as the model card names it."""
+        if self.dataset_name is None:
+            return DataSource(", ".join(self.train_files), self.data_license)
+        on_the_hub = not Path(self.dataset_name).is_dir()
+        return DataSource(
+            name=self.dataset_name if on_the_hub else Path(self.dataset_name).name,
+            license=self.data_license,
+            hub_id=self.dataset_name if on_the_hub else None,
+            config=self.dataset_config,
+        )
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

@@ -24,7 +24,7 @@ from .checkpoints import find_checkpoint
 from .images import ImageArguments, collate, load_images, make_processor
 from .memory_log import RecordMemory
 from .models import ImageModelArguments, make_model
-from .runs import RecipeTrainingArguments, callbacks_for, train_and_save
+from .runs import RecipeTrainingArguments, callbacks_for, train
 from .trainer import ImageTrainer, state_bytes
 
 IMAGES_IN_MEMORY_LOG = 16
@@ -117,7 +117,8 @@ def run(
     """
     checkpoint = find_checkpoint(training_args)
     trainer, splits = build_trainer(model_args, image_args, training_args)
-    metrics = train_and_save(trainer, checkpoint)
+    metrics = train(trainer, checkpoint)
+    trainer.save_model()
     for split, images in splits.items():
         metrics |= trainer.evaluate(images, metric_key_prefix=split)
     metrics["state_bytes"] = image_state_bytes(trainer)

@@ -7,28 +7,36 @@
 
 The text comes from the Hub, a folder or plain text files. The YAML file holds any of the options below; options on the
 command line replace its values. Ctrl-C saves a checkpoint, and `--resume_from_checkpoint true` goes on from the last
-one as if nothing had happened. At the end output_dir holds the model, its tokenizer and all_results.json with the
-perplexities of the validation and test text, per token and per word.
+one as if nothing had happened. At the end output_dir holds the model, its tokenizer, its code, a model card, and
+all_results.json with the perplexities of the validation and test text, per token and per word. To share it:
+
+    python -m hf_engram.hub push runs/wikitext2 user/name
 """
 
+import shlex
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
+
+from hf_engram.hub import TrainingRun, save_for_hub, write_card
 
 from .arguments import parse_arguments
 from .checkpoints import find_checkpoint
 from .data import DataArguments, load_text, tokenize
 from .memory_log import RecordMemory
 from .models import LanguageModelArguments, make_model
-from .runs import RecipeTrainingArguments, callbacks_for, train_and_save
+from .runs import RecipeTrainingArguments, callbacks_for, train
 from .streams import StreamedBlocks, TextStreams, collate
 from .trainer import LanguageTrainer, state_bytes
 from .vocabulary import train_tokenizer, word_tokenizer
 
 ROWS_IN_MEMORY_LOG = 4
+EXAMPLE_TOKENS = 48  # of the validation text, whose memory is drawn for the model card
 
 
 @dataclass
@@ -61,6 +69,9 @@ class LanguageTrainingArguments(RecipeTrainingArguments):
     )
     # The loss is taken on `shift_labels`, a keyword argument that the model's signature does not show.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has to be false here."})
+    model_license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights (apache-2.0), for the model card."}
+    )
 
 
 ARGUMENT_GROUPS = (LanguageModelArguments, DataArguments, LanguageTrainingArguments)
@@ -150,10 +161,32 @@ def build_trainer(
     return trainer, held_out
 
 
+def describe(
+    data_args: DataArguments, training_args: LanguageTrainingArguments, command: str | None = None
+) -> TrainingRun:
+    """What the model card tells of the run."""
+    options = ("mode", "block_size") if data_args.train_files is None else ("mode", "block_size", "validation_fraction")
+    return TrainingRun.on_this_machine(
+        training_args,
+        name=training_args.hub_model_id,
+        license=training_args.model_license,
+        language=data_args.language,
+        data=[data_args.source()],
+        command=command,
+        arguments={name: getattr(data_args, name) for name in options},
+    )
+
+
 def run(
-    model_args: LanguageModelArguments, data_args: DataArguments, training_args: LanguageTrainingArguments
+    model_args: LanguageModelArguments,
+    data_args: DataArguments,
+    training_args: LanguageTrainingArguments,
+    command: str | None = None,
 ) -> dict[str, float]:
-    """Train, evaluate and save.
+    """Train, save, evaluate, and write the model card of an ENN.
+
+    Args:
+        command: what was typed, for the model card.
 
     Returns:
         what all_results.json holds.
@@ -161,7 +194,15 @@ def run(
     checkpoint = find_checkpoint(training_args)
     tokenizer = None if checkpoint is None else AutoTokenizer.from_pretrained(checkpoint)
     trainer, texts = build_trainer(model_args, data_args, training_args, tokenizer)
-    metrics = train_and_save(trainer, checkpoint)
+    metrics = train(trainer, checkpoint)
+    is_enn = model_args.architecture == "enn"
+    output = Path(training_args.output_dir)
+    if not is_enn:
+        trainer.save_model()
+    elif trainer.is_world_process_zero():
+        example = {"input_ids": torch.from_numpy(texts["validation"].text.tokens[None, :EXAMPLE_TOKENS]).long()}
+        description = describe(data_args, training_args, command)
+        save_for_hub(trainer.model, output, trainer.processing_class, description, example)
     for split, text in texts.items():
         metrics |= trainer.evaluate(text, metric_key_prefix=split)
     seen = trainer.state.num_input_tokens_seen
@@ -172,6 +213,8 @@ def run(
     }
     trainer.save_metrics("all", metrics, combined=False)
     if trainer.is_world_process_zero():
+        if is_enn:
+            write_card(output)
         print(report(metrics, texts))
     return metrics
 
@@ -198,4 +241,4 @@ def report(metrics: dict[str, float], texts: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    run(*parse())
+    run(*parse(), command=shlex.join(["python", "-m", "train.language_model", *sys.argv[1:]]))

@@ -63,8 +63,8 @@ def callbacks_for(args: RecipeTrainingArguments) -> list[TrainerCallback]:
     return callbacks
 
 
-def train_and_save(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, Any]:
-    """Train from `checkpoint` on, and save the model to output_dir; ends the process with code 130 on an interrupt.
+def train(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, Any]:
+    """Train from `checkpoint` on; ends the process with code 130 on an interrupt.
 
     Returns:
         the Trainer's metrics and `parameters`, `train_seconds` (over all resumptions, evaluations included).
@@ -75,7 +75,6 @@ def train_and_save(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, 
     if interrupt.interrupted:
         print("Stopped. --resume_from_checkpoint true goes on from here.")
         sys.exit(130)
-    trainer.save_model()
     trainer.save_state()
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
     return {

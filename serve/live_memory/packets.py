@@ -1,7 +1,8 @@
-"""What is sent to the browser: the trace at the start of a run, then every token's write, to be replayed there.
+"""What is sent to the browser: the memory at the start of a run, then every token's write, to be replayed there.
 
 The write of a token is of rank one, `trace ← (1 - η) trace + η recall ⊗ encoding`, so that recall and encoding are
 all the browser needs, a hundredth of the trace. Arrays are little-endian float32 in base64, in row-major order.
+Every packet is one string: Gradio compares structured values element by element at every update.
 """
 
 import base64
@@ -13,15 +14,29 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache
 
-from hf_engram import EnnConfig
 from hf_engram.cache_enn import EnnCacheLayer
 
+from .comparison import Change
+from .controls import Settings
+from .models import LoadedModel
 from .streaming import TokenStep
 
 
+class Feed:
+    """Packets as they are sent to one view, numbered from 1, so that the browser notices a gap."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+
+    def send(self, packet: dict[str, Any]) -> str:
+        """The string for the view."""
+        self.sent += 1
+        return to_json(packet, self.sent)
+
+
 def to_json(packet: dict[str, Any], number: int) -> str:
-    """A packet as it is sent. `number` grows by one from packet to packet of a session."""
-    return json.dumps({"number": number, **packet}, separators=(",", ":"))
+    """A packet as it is sent. Gradio warns of `<script` in the value of a component, even where it is only text."""
+    return json.dumps({"number": number, **packet}, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def encode_array(values: np.ndarray) -> str:
@@ -29,37 +44,70 @@ def encode_array(values: np.ndarray) -> str:
     return base64.b64encode(np.ascontiguousarray(values, "<f4").tobytes()).decode()
 
 
-def reset_packet(config: EnnConfig, memory: Cache | None, status: str) -> dict[str, Any]:
-    """The memory as it is now, for a new run (`status` "running") or after clearing it ("idle").
-
-    `trace` is `[L, N, H]`, or `None` for zeros.
-    """
-    tokens_seen = 0 if memory is None else engram_layers(memory)[0].tokens_seen
+def model_packet(loaded: LoadedModel) -> dict[str, Any]:
+    """A model that is going to be watched: its sizes, its constants, its bank `[L, N, H]` and its classes."""
+    config = loaded.model.config
+    banks = [layer.cell.memory_bank.detach().float().cpu().numpy() for layer in loaded.model.base_model.layers]
     return {
-        "kind": "reset",
-        "status": status,
+        "kind": "model",
         "layers": config.num_hidden_layers,
         "slots": config.memory_size,
         "width": config.hidden_size,
         "hebbian_lr": config.hebbian_lr,
+        "trace_scale": config.trace_scale,
         "trace_clip": config.trace_clip,
-        "tokens_seen": tokens_seen,
-        "trace": encode_array(traces(memory)) if memory is not None and tokens_seen else None,
+        "bank": encode_array(np.stack(banks)),
+        "classes": [str(config.id2label[i]) for i in range(config.num_labels)] if loaded.reads == "image" else [],
+    }
+
+
+def run_packet(memory: Cache | None, status: str, erased: int | None = None) -> dict[str, Any]:
+    """The memory as it is now: before a run (`status` "running"), or on its own ("idle").
+
+    Args:
+        erased: the run repeats the one before it, but that this token does not write; it is shown beside it.
+
+    `trace` is `[L, N, H]`, or `None` for zeros.
+    """
+    seen = tokens_seen(memory)
+    return {
+        "kind": "run",
+        "status": status,
+        "erased": erased,
+        "tokens_seen": seen,
+        "trace": encode_array(traces(memory)) if memory is not None and seen else None,
     }
 
 
 def tokens_packet(steps: Sequence[TokenStep]) -> dict[str, Any]:
-    """Tokens in the order in which the memory read them, with recall weights `[L, N]` and encodings `[L, H]`."""
-    tokens = [
-        {
-            "text": step.text,
-            "is_prompt": step.is_prompt,
-            "recall": encode_array(step.recall),
-            "encoding": encode_array(step.encoding),
-        }
-        for step in steps
-    ]
-    return {"kind": "tokens", "tokens": tokens}
+    """Tokens in the order in which the memory read them."""
+    return {"kind": "tokens", "tokens": [encode_step(step) for step in steps]}
+
+
+def encode_step(step: TokenStep) -> dict[str, Any]:
+    """A token with recall weights `[L, N]` and encodings `[L, H]`; settings only where they are not the usual ones."""
+    encoded = {
+        "text": step.text,
+        "is_prompt": step.is_prompt,
+        "recall": encode_array(step.recall),
+        "encoding": encode_array(step.encoding),
+    }
+    if step.probability is not None:
+        encoded["probability"] = round(step.probability, 5)
+        encoded["candidates"] = [[text, round(probability, 5)] for text, probability in step.candidates]
+    usual = Settings()._asdict()
+    return encoded | {name: value for name, value in step.settings._asdict().items() if value != usual[name]}
+
+
+def changes_packet(changes: Sequence[Change]) -> dict[str, Any]:
+    """The next-token probabilities that an erased write changed most."""
+    rows = [[c.index, c.token, round(c.before, 5), round(c.after, 5)] for c in changes]
+    return {"kind": "changes", "changes": rows}
+
+
+def slots_packet(slots_off: Sequence[int]) -> dict[str, Any]:
+    """Slots that are switched off from now on."""
+    return {"kind": "slots", "slots": list(slots_off)}
 
 
 def status_packet(status: str, message: str = "") -> dict[str, Any]:
@@ -70,6 +118,11 @@ def status_packet(status: str, message: str = "") -> dict[str, Any]:
 def traces(memory: Cache) -> np.ndarray:
     """The traces of all layers of a one-row state, float32 `[L, N, H]`."""
     return torch.stack([layer.state.trace[0] for layer in engram_layers(memory) if layer.state]).float().cpu().numpy()
+
+
+def tokens_seen(memory: Cache | None) -> int:
+    """Tokens that a state has read in its life."""
+    return 0 if memory is None else engram_layers(memory)[0].tokens_seen
 
 
 def engram_layers(memory: Cache) -> list[EnnCacheLayer]:

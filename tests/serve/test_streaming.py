@@ -6,12 +6,21 @@ import torch
 from transformers import DynamicCache
 
 from hf_engram import as_new_sequence
+from serve.live_memory.controls import Controls
 from serve.live_memory.packets import traces
-from serve.live_memory.session import Session
-from serve.live_memory.streaming import MAX_PROMPT_TOKENS, PROMPT_CHUNK, Sampling, TokenStream
+from serve.live_memory.sampling import Sampling
+from serve.live_memory.streaming import PROMPT_CHUNK, TokenStream, prompt_ids
 
 PROMPT = "the memory of a"
 GREEDY = Sampling(temperature=0, max_new_tokens=30)
+
+
+@pytest.fixture
+def stream(model, tokenizer):
+    def stream(prompt=PROMPT, sampling=GREEDY, model=model, tokenizer=tokenizer, **kwargs):
+        return TokenStream(model, tokenizer, prompt_ids(tokenizer, prompt, 1000), sampling, **kwargs)
+
+    return stream
 
 
 def text_of(stream):
@@ -20,129 +29,165 @@ def text_of(stream):
 
 def generated_ids(model, tokenizer, prompt=PROMPT, **kwargs):
     inputs = tokenizer(prompt, return_tensors="pt")
-    return model.generate(inputs["input_ids"], do_sample=False, max_new_tokens=30, **kwargs)
+    return model.generate(inputs["input_ids"], **{"do_sample": False, "max_new_tokens": 30, **kwargs})
 
 
-def test_greedy_text_is_that_of_generate(model, tokenizer):
-    assert text_of(TokenStream(model, tokenizer, PROMPT, GREEDY)) == tokenizer.decode(
-        generated_ids(model, tokenizer)[0]
-    )
+def test_greedy_text_is_that_of_generate(model, tokenizer, stream):
+    assert text_of(stream()) == tokenizer.decode(generated_ids(model, tokenizer)[0])
 
 
-def test_prompts_longer_than_a_chunk_are_read_whole(model, tokenizer):
+def test_sampled_text_is_that_of_generate_with_the_same_seed(model, tokenizer, stream):
+    options = {"temperature": 0.9, "top_p": 0.8}
+    torch.manual_seed(7)
+    expected = generated_ids(model, tokenizer, do_sample=True, top_k=0, **options)[0]
+    assert text_of(stream(sampling=Sampling(seed=7, max_new_tokens=30, **options))) == tokenizer.decode(expected)
+
+
+def test_prompts_longer_than_a_chunk_are_read_whole(model, tokenizer, stream):
     prompt = PROMPT * 40
-    stream = TokenStream(model, tokenizer, prompt, GREEDY)
-    assert len(stream.prompt_ids) > 2 * PROMPT_CHUNK
-    assert text_of(stream) == tokenizer.decode(generated_ids(model, tokenizer, prompt)[0])
+    long = stream(prompt)
+    assert len(long.given) > 2 * PROMPT_CHUNK
+    assert text_of(long) == tokenizer.decode(generated_ids(model, tokenizer, prompt)[0])
 
 
-def test_text_ends_at_the_end_of_text_token_which_is_not_shown(make_model, tokenizer):
+def test_text_ends_at_the_end_of_text_token_which_is_not_shown(make_model, tokenizer, stream):
     ids = generated_ids(make_model(), tokenizer)[0].tolist()
     model = make_model(eos_token_id=ids[-5])
-    stream = TokenStream(model, tokenizer, PROMPT, GREEDY)
+    ending = stream(model=model)
     expected = generated_ids(model, tokenizer)[0]
-    assert text_of(stream) == tokenizer.decode(expected[:-1])
-    assert stream.finish_reason == "eos"
+    assert text_of(ending) == tokenizer.decode(expected[:-1])
+    assert ending.finish_reason == "eos"
 
 
-def test_the_same_seed_gives_the_same_text_and_another_seed_another(model, tokenizer):
-    def text(seed):
-        torch.rand(seed + 1)  # the global generator plays no part
-        return text_of(TokenStream(model, tokenizer, PROMPT, Sampling(seed=seed)))
-
-    assert text(1) == text(1) != text(2)
+def test_another_seed_gives_another_text(stream):
+    assert text_of(stream(sampling=Sampling(seed=1))) != text_of(stream(sampling=Sampling(seed=2)))
 
 
-def test_top_p_close_to_zero_is_greedy(model, tokenizer):
+def test_top_p_close_to_zero_is_greedy(stream):
     narrow = Sampling(temperature=2.0, top_p=1e-6, max_new_tokens=30)
-    greedy = text_of(TokenStream(model, tokenizer, PROMPT, GREEDY))
-    assert text_of(TokenStream(model, tokenizer, PROMPT, narrow)) == greedy
+    assert text_of(stream(sampling=narrow)) == text_of(stream())
 
 
-def test_stop_ends_the_text_before_the_next_token(model, tokenizer):
+def test_probabilities_are_those_of_the_model(model, stream):
+    steps = [step for steps in stream(num_candidates=3) for step in steps]
+    given = [step.token_id for step in steps if step.is_prompt]
+    with torch.no_grad():
+        chances = model(torch.tensor([given])).logits[0, -1].softmax(-1)
+    first = steps[len(given)]
+    assert first.probability == pytest.approx(chances[first.token_id].item(), rel=1e-5)
+    assert [p for _, p in first.candidates] == pytest.approx(chances.topk(3).values.tolist(), rel=1e-5)
+    assert first.candidates[0].text == first.text
+    assert steps[0].probability is None
+
+
+def test_stop_ends_the_text_before_the_next_token(stream):
+    controls = Controls()
+    stopped = stream(source=controls)
+    seen = 0
+    for _ in stopped:
+        seen += 1
+        controls.stop = seen >= 5
+    assert seen == 5
+    assert stopped.finish_reason == "stopped"
+
+
+def test_stop_is_heard_while_a_long_prompt_is_read(stream):
+    controls = Controls()
     seen = []
-    stream = TokenStream(model, tokenizer, PROMPT, GREEDY, should_stop=lambda: len(seen) >= 5)
-    for steps in stream:
-        seen.append(steps)
-    assert len(seen) == 5
-    assert stream.finish_reason == "stopped"
-
-
-def test_stop_is_heard_while_a_long_prompt_is_read(model, tokenizer):
-    seen = []
-    stream = TokenStream(model, tokenizer, PROMPT * 40, GREEDY, should_stop=lambda: bool(seen))
-    for steps in stream:
-        seen.append(steps)
-    assert [len(steps) for steps in seen] == [PROMPT_CHUNK]
+    for steps in stream(PROMPT * 40, source=controls):
+        seen.append(len(steps))
+        controls.stop = True
+    assert seen == [PROMPT_CHUNK]
 
 
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("clip", [None, 0.01])
-def test_replaying_the_writes_gives_the_trace_of_the_model(make_model, tokenizer, residual, clip):
+def test_replaying_the_writes_gives_the_trace_of_the_model(make_model, stream, residual, clip):
     model = make_model(residual=residual, trace_clip=clip)
-    stream = TokenStream(model, tokenizer, PROMPT, Sampling(max_new_tokens=50))
+    run = stream(model=model, sampling=Sampling(max_new_tokens=50))
     rate, trace = model.config.hebbian_lr, 0.0
-    for steps in stream:
+    for steps in run:
         for step in steps:
             trace = (1 - rate) * trace + rate * np.einsum("ln,lh->lnh", step.recall, step.encoding)
             trace = trace if clip is None else trace.clip(-clip, clip)
-    np.testing.assert_allclose(trace, traces(stream.memory), atol=1e-6)
+    np.testing.assert_allclose(trace, traces(run.memory), atol=1e-6)
     assert clip is None or np.abs(trace).max() == pytest.approx(clip)
 
 
-def test_the_memory_has_read_prompt_and_text(model, tokenizer):
-    stream = TokenStream(model, tokenizer, PROMPT, GREEDY)
-    text_of(stream)
+def test_the_memory_has_read_prompt_and_text(model, tokenizer, stream):
+    run = stream()
+    text_of(run)
     read = model(generated_ids(model, tokenizer), use_cache=True).past_key_values
-    np.testing.assert_allclose(traces(stream.memory), traces(read), atol=1e-6)
+    np.testing.assert_allclose(traces(run.memory), traces(read), atol=1e-6)
 
 
-def test_a_memory_is_carried_on_as_by_generate(model, tokenizer):
-    stream = TokenStream(model, tokenizer, PROMPT, GREEDY)
-    text_of(stream)
+def test_a_memory_is_carried_on_as_by_generate(model, tokenizer, stream):
+    run = stream()
+    text_of(run)
     memory = DynamicCache(config=model.config)
     model(generated_ids(model, tokenizer), past_key_values=memory, use_cache=True)
 
     expected = generated_ids(model, tokenizer, "it is read", past_key_values=as_new_sequence(memory))
-    carried_on = TokenStream(model, tokenizer, "it is read", GREEDY, memory=stream.memory)
-    assert text_of(carried_on) == tokenizer.decode(expected[0])
+    assert text_of(stream("it is read", memory=run.memory)) == tokenizer.decode(expected[0])
 
 
-def test_characters_of_several_tokens_arrive_whole(make_model, tokenizer):
+def test_frozen_plasticity_leaves_the_trace_as_it_is(stream):
+    run = stream()
+    text_of(run)
+    before = traces(run.memory)
+    frozen = stream("it is read", memory=run.memory, source=Controls(plastic=False))
+    steps = [step for steps in frozen for step in steps]
+    assert not any(step.settings.plastic for step in steps)
+    np.testing.assert_array_equal(traces(frozen.memory), before)
+
+
+def test_slots_that_are_off_are_neither_recalled_nor_written(stream):
+    run = stream(source=Controls(slots_off=(2, 3)))
+    recall = np.stack([step.recall for steps in run for step in steps])
+    assert not recall[:, :, 2:4].any()
+    assert recall[:, :, 4:].any()
+    assert not traces(run.memory)[:, 2:4].any()
+    np.testing.assert_allclose(recall.sum(-1), 1, rtol=1e-5)
+
+
+def test_clearing_during_a_run_empties_the_memory_before_the_next_token(model, tokenizer, stream):
+    controls = Controls()
+    run = stream(source=controls)
+    steps = []
+    for new in run:
+        steps += new
+        controls.clear = len(steps) == 10
+    (cleared,) = [index for index, step in enumerate(steps) if step.settings.cleared]
+    read = model(torch.tensor([[step.token_id for step in steps[cleared:]]]), use_cache=True).past_key_values
+    np.testing.assert_allclose(traces(run.memory), traces(read), atol=1e-6)
+
+
+def test_characters_of_several_tokens_arrive_whole(make_model, tokenizer, stream):
     """Byte-level tokens are parts of characters; no replacement character may be shown for them."""
     text = "naïve café"
     tokenizer = type(tokenizer).train_new_from_iterator(tokenizer, [text], vocab_size=260)
-    stream = TokenStream(make_model(vocab_size=len(tokenizer)), tokenizer, text, Sampling(max_new_tokens=1))
-    shown = "".join(step.text for steps in stream for step in steps if step.is_prompt)
-    assert shown == text
+    run = stream(text, Sampling(max_new_tokens=1), make_model(vocab_size=len(tokenizer)), tokenizer)
+    assert "".join(step.text for steps in run for step in steps if step.is_prompt) == text
 
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("temperature", -1), ("top_p", 0), ("top_p", 1.1), ("max_new_tokens", 0), ("seed", None), ("seed", -1)],
+    [
+        ("temperature", -1),
+        ("temperature", "hot"),
+        ("top_p", 0),
+        ("top_p", 1.1),
+        ("max_new_tokens", 0),
+        ("seed", None),
+        ("seed", -1),
+    ],
 )
 def test_impossible_sampling_names_field_and_value(field, value):
-    with pytest.raises(ValueError, match=rf"`{field}` is {value}; allowed: "):
+    with pytest.raises(ValueError, match=rf"`{field}` is {value!r}; allowed: "):
         Sampling(**{field: value})
 
 
-@pytest.mark.parametrize(("prompt", "message"), [("", "empty"), ("a " * MAX_PROMPT_TOKENS * 2, "at most 4096")])
-def test_an_impossible_prompt_is_refused_and_leaves_the_memory_alone(model, tokenizer, prompt, message):
-    session = Session(memory=TokenStream(model, tokenizer, PROMPT, GREEDY).memory)
-    memory = session.memory
-    (packet,) = session.generate(model, tokenizer, prompt, {}, keep_memory=False)
-    assert '"status":"error"' in packet
-    assert message in packet
-    assert session.memory is memory
-
-
-def test_a_failing_model_ends_the_run_with_a_sentence_that_does_not_repeat_the_prompt(model, tokenizer, monkeypatch):
-    def fail(**kwargs):
-        raise RuntimeError(PROMPT)
-
-    monkeypatch.setattr(model, "forward", fail)
-    session = Session()
-    *_, last = session.generate(model, tokenizer, PROMPT, {}, keep_memory=False)
-    assert "The model failed (RuntimeError)" in last
-    assert PROMPT not in last
-    assert session.memory is None
+@pytest.mark.parametrize(("prompt", "message"), [("", "empty"), ("a " * 200, "at most 100")])
+def test_an_impossible_prompt_is_refused(tokenizer, prompt, message):
+    with pytest.raises(ValueError, match=message):
+        prompt_ids(tokenizer, prompt, 100)

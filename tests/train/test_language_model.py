@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from recipes import CHECKPOINTS, StopAt, debug_run, logged
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_engram import EnnConfig
+from hf_engram.hub_folder import find_problems
 from train.checkpoints import find_checkpoint
 from train.language_model import build_trainer, parse, run
 from train.models import LanguageModelArguments
@@ -95,6 +97,20 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tmp_path, capsys):
     table = capsys.readouterr().out
     for split in ("validation", "test"):
         assert f"{results[f'{split}_word_perplexity']:.2f}" in table
+
+
+def test_a_run_leaves_a_folder_that_is_ready_for_the_hub(tmp_path):
+    *arguments, training_args = debug_run(tmp_path, "--data_license", "cc0-1.0", "--model_license", "mit")
+    results = run(*arguments, training_args, command="python -m train.language_model mine.yaml")
+    assert find_problems(tmp_path) == []
+    assert not list(tmp_path.glob("*.bin"))
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "mit"
+    assert {(score.dataset_split, score.metric_value) for score in card.data.eval_results} >= {
+        (split, results[f"{split}_perplexity"]) for split in ("validation", "test")
+    }
+    for stated in ("python -m train.language_model mine.yaml", "cc0-1.0", "](trace.png)", "| `learning_rate` | 0.01 |"):
+        assert stated in card.text
 
 
 def test_perplexity_is_that_of_one_pass_over_the_whole_text(tmp_path):

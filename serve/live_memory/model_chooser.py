@@ -1,0 +1,71 @@
+"""The line that names the model, and the choice of another one."""
+
+from typing import Any
+
+import gradio as gr
+
+from .models import LoadedModel, ModelShelf
+from .text_tab import ANSWERED, said
+from .visitors import Visitors
+
+REMOTE_CODE = "I trust the author: run the Python code that comes with this model"
+
+
+def add_model_chooser(
+    visitors: Visitors,
+    shelf: ModelShelf,
+    views: dict[str, gr.HTML],
+    tabs: gr.Tabs,
+    image_tab: gr.Tab,
+) -> None:
+    """The line and the choice, with their events.
+
+    Args:
+        views: of each kind of model, by what it reads.
+        tabs: with a tab for each kind, whose id is what it reads.
+    """
+    line = gr.Markdown(model_line(shelf.own["text"]), elem_id="model_line")
+    with gr.Accordion("Choose another model", open=False):
+        with gr.Row(equal_height=True):
+            name = gr.Textbox(label="Model", info="Id on the Hugging Face Hub, or a checkpoint folder", max_lines=1)
+            revision = gr.Textbox(label="Revision", info="Branch, tag or commit; empty for main", max_lines=1)
+        trust = gr.Checkbox(
+            label=REMOTE_CODE,
+            info=None if shelf.allow_remote_code else "Switched off on this server.",
+            interactive=shelf.allow_remote_code,
+        )
+        load = gr.Button("Load this model")
+
+    def choose(name: str, revision: str, trust: bool, request: gr.Request) -> list[Any]:
+        session = visitors.session(request)
+        loaded = said(shelf.get, said(shelf.check, name, revision, trust))
+        packet = said(session.choose, loaded)
+        updates = {reads: packet if reads == loaded.reads else gr.skip() for reads in views}
+        is_image = loaded.reads == "image"
+        return [
+            model_line(loaded),
+            *updates.values(),
+            gr.Tabs(selected=loaded.reads),
+            gr.Tab(visible=True) if is_image else gr.skip(),
+        ]
+
+    gr.on(
+        [load.click, name.submit, revision.submit],
+        choose,
+        [name, revision, trust],
+        [line, *views.values(), tabs, image_tab],
+        api_visibility="private",
+        concurrency_limit=1,
+        show_progress_on=line,
+    )
+
+    def name_watched(event: gr.SelectData, request: gr.Request) -> str:
+        reads = ("text", "image")[event.index]
+        return model_line(said(shelf.watched, visitors.session(request).choices, reads))
+
+    tabs.select(name_watched, None, line, **ANSWERED)
+
+
+def model_line(loaded: LoadedModel) -> str:
+    """Name and sizes of a model, in Markdown."""
+    return f"`{loaded.choice.name.replace('`', '')}`: {loaded.describe()}"

@@ -1,0 +1,67 @@
+"""Which checkpoints a visitor may choose, and what is said about the others."""
+
+import json
+
+import pytest
+
+from serve.live_memory.models import ModelChoice, ModelShelf
+
+
+@pytest.fixture
+def shelf(loaded, text_folder):
+    return ModelShelf([loaded], capacity=1, folders=[text_folder.parent])
+
+
+def test_checkpoints_below_the_allowed_folders_can_be_chosen(shelf, text_folder, image_folder):
+    text = shelf.get(shelf.check(str(text_folder), "", False))
+    image = shelf.get(shelf.check(f"{image_folder}/", "", False))
+    assert (text.reads, image.reads) == ("text", "image")
+    assert shelf.get(image.choice) is image
+    assert shelf.get(text.choice) is not text  # there is room for one
+
+
+@pytest.mark.parametrize(
+    "name", ["/etc", "/no/such/folder", "../..", "~/models", "{folder}/../../etc", "{folder}/link"]
+)
+def test_folders_outside_are_refused_whether_they_exist_or_not(shelf, text_folder, tmp_path, name):
+    link = text_folder.parent / "link"
+    if not link.exists():
+        link.symlink_to(tmp_path)
+    with pytest.raises(ValueError, match="is outside the folders that this page may read checkpoints from"):
+        shelf.check(name.format(folder=text_folder.parent), "", False)
+
+
+@pytest.mark.parametrize(
+    ("name", "trust", "sentence"),
+    [
+        ("", False, "Write the id of a model"),
+        ("a/b/c", False, "neither a model id"),
+        ("user/model", True, "does not run code that comes with a model"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused_with_a_sentence(shelf, name, trust, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        shelf.check(name, "", trust)
+
+
+def test_a_folder_without_an_engram_model_is_refused_with_a_sentence(shelf, text_folder):
+    folder = text_folder.parent / "bert"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"model_type": "bert", "architectures": ["BertModel"]}')
+    with pytest.raises(ValueError, match="was not loaded: it is a 'bert' model"):
+        shelf.get(ModelChoice(str(folder)))
+    (folder / "config.json").unlink()
+    with pytest.raises(ValueError, match="was not loaded: "):
+        shelf.get(ModelChoice(str(folder)))
+
+
+def test_code_that_comes_with_a_checkpoint_is_not_run_without_the_tick(shelf, text_folder, tmp_path):
+    folder = text_folder.parent / "with-code"
+    folder.mkdir()
+    ran = tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.Config"}, "architectures": ["EnnForCausalLM"]}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="run only if you tick that you trust its author"):
+        shelf.get(ModelChoice(str(folder)))
+    assert not ran.exists()

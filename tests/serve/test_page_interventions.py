@@ -1,0 +1,181 @@
+"""Interventions, memory files and the choice of a model, in a real browser."""
+
+import re
+
+import numpy as np
+import pytest
+
+from hf_engram import load_memory
+from serve.live_memory.packets import traces
+
+expect = pytest.importorskip("playwright.sync_api").expect
+pytestmark = pytest.mark.browser
+
+PROMPT = "the memory of a recurrent network"
+
+
+def test_erasing_what_a_token_wrote_shows_both_texts_side_by_side(visitor):
+    text = visitor.generate(PROMPT, temperature=1)
+    visitor.token(2).click()
+    word = visitor.token(2).text_content().strip()
+    visitor.start("Erase what it wrote")
+    visitor.wait_for_end()
+    assert visitor.text() == text
+    without = visitor.page.get_by_label("The same without one write")
+    expect(without).to_contain_text(PROMPT)
+    expect(visitor.token(2)).to_have_class(re.compile("erased"))
+    assert without.locator("span").count() == visitor.tokens()
+    assert re.search(rf"Without what “{word}” wrote, (none|\d+) of the \d+ tokens after it came out", visitor.status())
+    rows = visitor.page.locator("#memory .changes tbody tr")
+    expect(rows).to_have_count(8)
+    expect(rows.first).to_contain_text("%")
+    visitor.screenshot("erased")
+
+    # The two memories differ, and the pointer chooses which is shown.
+    assert np.abs(visitor.trace(0) - visitor.trace(1)).max() > 0
+    visitor.token(6).hover()
+    visitor.wait_for_current(6)
+    original = visitor.pictures()
+    without.locator("span").nth(6).hover()
+    visitor.page.wait_for_function("document.querySelector('#memory [data-current]').view.active === 1")
+    assert visitor.pictures()["Hebbian trace"] != original["Hebbian trace"]
+    rows.nth(1).click()
+    visitor.wait_for_current(int(rows.nth(1).get_attribute("data-index")))
+
+    visitor.generate(PROMPT)
+    expect(without).to_be_hidden()
+
+
+def test_plasticity_can_be_frozen_and_thawed_while_the_model_writes(visitor):
+    visitor.fill(PROMPT, max_new_tokens=1000)
+    visitor.press("Generate")
+    visitor.wait_for_tokens(10)
+    visitor.page.get_by_label("Freeze plasticity").check()
+    visitor.page.wait_for_selector("#memory .text .frozen")
+    frozen = visitor.trace()
+    visitor.wait_for_tokens(visitor.tokens() + 5)
+    np.testing.assert_array_equal(visitor.trace(), frozen)
+    expect(visitor.page.locator("#memory .now")).to_contain_text("Plasticity was frozen")
+    visitor.page.get_by_label("Freeze plasticity").uncheck()
+    visitor.page.wait_for_selector("#memory .text .frozen + span:not(.frozen)")
+    assert np.abs(visitor.trace() - frozen).max() > 0
+    visitor.press("Stop")
+    visitor.wait_for_status("stopped")
+
+
+def test_slots_can_be_switched_off_by_text_and_by_shift_click(visitor):
+    slots = visitor.page.get_by_label("Slots switched off")
+    slots.fill("3, 7-8")
+    visitor.generate(PROMPT)  # what was typed counts, though it was not sent on its own
+    trace = visitor.trace()
+    assert not trace[:, [3, 7, 8]].any()
+    assert trace[:, 4].any()
+
+    plot = visitor.page.locator("#memory .trace .plot")
+    height = plot.bounding_box()["height"]
+    for slot in (8, 12):
+        plot.click(position={"x": 40, "y": height * (slot + 0.5) / 16}, modifiers=["Shift"])
+    expect(slots).to_have_value("3, 7, 12")
+    visitor.generate(PROMPT)
+    assert not visitor.trace()[:, [3, 7, 12]].any()
+    assert visitor.trace()[:, 8].any()
+
+    slots.fill("99")
+    slots.press("Enter")
+    visitor.message(re.compile("'99' is out of range; this model has slots 0 to 15"))
+    visitor.press("Generate")
+    visitor.wait_for_status("error")
+    assert visitor.status() == "Slots switched off: '99' is out of range; this model has slots 0 to 15."
+    slots.fill("")
+    slots.press("Enter")
+    expect(slots).to_have_value("")
+
+
+def test_the_memory_can_be_cleared_between_runs_and_during_one(visitor):
+    visitor.generate(PROMPT)
+    visitor.press("Clear memory")
+    visitor.wait_for_status("idle")
+    assert not visitor.trace().any()
+    assert visitor.text() == ""
+
+    visitor.fill(PROMPT, max_new_tokens=1000)
+    visitor.press("Generate")
+    visitor.wait_for_tokens(15)
+    visitor.press("Clear memory")
+    visitor.page.wait_for_selector("#memory .text .cleared")
+    visitor.press("Stop")
+    visitor.wait_for_status("stopped")
+    cleared = visitor.ask("(view) => view.runs[0].tokens.findIndex(({ cleared }) => cleared)")
+    origins, writers = visitor.ask(
+        "(view, t) => [view.runs[0].tokens[t].origins.map(({ bank }) => bank), view.runs[0].writers(t, 0)]", cleared
+    )
+    np.testing.assert_allclose(origins, 1, atol=1e-6)
+    assert writers == []
+
+
+def test_a_memory_can_be_downloaded_and_loaded_tomorrow(visit, model, tmp_path):
+    today = visit()
+    today.generate(PROMPT)
+    with today.page.expect_download() as download:
+        today.press("Download")
+    path = tmp_path / download.value.suggested_filename
+    download.value.save_as(path)
+    assert re.fullmatch(r"memory-after-\d+-tokens.safetensors", path.name)
+    saved = traces(load_memory(path, model.config))
+    np.testing.assert_allclose(today.trace(), saved, atol=1e-5 * np.abs(saved).max())
+    today.begin_with("the memory shown")
+    expected = today.generate("it is read")
+
+    tomorrow = visit()
+    with tomorrow.page.expect_file_chooser() as chooser:
+        tomorrow.press("Load file")
+    chooser.value.set_files(path)
+    expect(tomorrow.page.locator("#memory [role=status]")).to_contain_text("A memory of")
+    np.testing.assert_array_equal(tomorrow.trace(), saved)
+    assert tomorrow.generate("it is read") == expected
+    expect(tomorrow.page.locator("#memory .carried-share")).not_to_have_text("0.0 %")
+
+
+def test_anything_else_than_a_memory_file_is_refused_with_a_sentence(visitor, tmp_path):
+    visitor.generate(PROMPT)
+    trace = visitor.trace()
+    path = tmp_path / "memory.safetensors"
+    path.write_bytes(b"not a memory")
+    with visitor.page.expect_file_chooser() as chooser:
+        visitor.press("Load file")
+    chooser.value.set_files(path)
+    visitor.message(re.compile("This memory was not loaded. 'memory.safetensors' is not a readable memory file"))
+    np.testing.assert_array_equal(visitor.trace(), trace)
+
+
+def test_a_fork_can_be_begun_with_again(visitor):
+    visitor.generate(PROMPT)
+    visitor.press("Fork")
+    visitor.message(re.compile("Kept as “fork 1, after"))
+    visitor.begin_with(re.compile("fork 1"))
+    first = visitor.generate("it is")
+    assert visitor.generate("it is") == first
+    visitor.begin_with("an empty memory")
+    assert visitor.generate("it is") != first
+
+
+def test_another_checkpoint_can_be_chosen(visitor, text_folder, model):
+    visitor.generate(PROMPT)
+    visitor.page.get_by_role("button", name="Choose another model").click()
+    name = visitor.page.get_by_role("textbox", name="Model")
+    name.fill("/etc")
+    visitor.press("Load this model")
+    visitor.message("'/etc' is outside the folders that this page may read checkpoints from.")
+
+    name.fill(str(text_folder))
+    visitor.press("Load this model")
+    line = visitor.page.locator("#model_line")
+    expect(line).to_have_text(
+        f"{text_folder}: {model.num_parameters():,} parameters, 2 layers, 16 slots of 24 features"
+    )
+    visitor.wait_for_status("idle")
+    assert visitor.text() == ""
+    visitor.generate(PROMPT)
+
+    tick = visitor.page.get_by_label("I trust the author")
+    expect(tick).not_to_be_checked()
