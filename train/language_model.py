@@ -200,7 +200,7 @@ def run(
     if not is_enn:
         trainer.save_model()
     elif trainer.is_world_process_zero():
-        example = {"input_ids": torch.from_numpy(texts["validation"].text.tokens[None, :EXAMPLE_TOKENS]).long()}
+        example = {"input_ids": torch.tensor(texts["validation"].text.tokens[None, :EXAMPLE_TOKENS], dtype=torch.long)}
         description = describe(data_args, training_args, command)
         save_for_hub(trainer.model, output, trainer.processing_class, description, example)
     for split, text in texts.items():
