@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from helpers import free_port, wait_for
 
-from train.language_model import parse_arguments
+from train import compare, image_classification, language_model
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -87,7 +87,19 @@ def imports(command, folder):
 
 
 def options_are_known(command, folder):
-    parse_arguments(command[command.index("train.language_model") + 1 :])
+    place = next(index for index, word in enumerate(command) if word.startswith("train."))
+    command_module = {
+        "train.compare": compare,
+        "train.image_classification": image_classification,
+        "train.language_model": language_model,
+    }[command[place]]
+    assert command_module.parse(command[place + 1 :])
+
+
+def searches_the_debug_images(command, folder):
+    config = command.index("train/configs/mnist_rows.yaml")
+    command[config : config + 1] = ["train/configs/debug_images.yaml", "--output_dir", str(folder)]
+    assert "Best of 2" in run(*command[:-1], "2", "--num_train_epochs", "1")
 
 
 COMMANDS = {
@@ -101,9 +113,24 @@ COMMANDS = {
     "python -m train.language_model --help": runs,
     "python -m train.language_model train/configs/debug.yaml": trains_into,
     "python -m train.language_model train/configs/books.yaml": trains_briefly,
-    # Trained for a few steps on the real data set by tests/train.
+    "python -m train.image_classification --help": runs,
+    "python -m train.image_classification train/configs/debug_images.yaml": trains_into,
+    # Trained for a few steps on the real data sets by tests/train.
     "python -m train.language_model train/configs/wikitext2.yaml": options_are_known,
-    "accelerate launch -m train.language_model train/configs/wikitext2.yaml": options_are_known,
+    "python -m train.image_classification train/configs/mnist_rows.yaml": options_are_known,
+    "python -m train.image_classification train/configs/mnist_permuted.yaml": options_are_known,
+    "python -m train.image_classification train/configs/cifar10_rows.yaml": options_are_known,
+    "python -m train.image_classification train/configs/paper_mnist_rows.yaml": options_are_known,
+    "python -m train.image_classification train/configs/paper_cifar10_rows.yaml": options_are_known,
+    "python -m train.language_model train/configs/paper_wikitext.yaml": options_are_known,
+    "accelerate launch --config_file train/configs/accelerate/two_processes.yaml -m train.language_model "
+    "train/configs/debug.yaml": trains_into,
+    "python -m train.compare train/configs/compare/mnist_rows.yaml": options_are_known,
+    "python -m train.compare train/configs/compare/mnist_permuted.yaml": options_are_known,
+    "python -m train.compare train/configs/compare/cifar10_rows.yaml": options_are_known,
+    "python -m train.compare train/configs/compare/wikitext2.yaml": options_are_known,
+    'pip install ".[search]"': extras_exist,
+    "python -m train.search image_classification train/configs/mnist_rows.yaml --trials 20": searches_the_debug_images,
     "python -m benchmarks.exactness": runs,
     "python -m benchmarks.speed": measures_briefly,
     "python -m serve.app --help": runs,

@@ -1,4 +1,4 @@
-"""Text for language modelling: loading, a byte-level BPE tokenizer, and token streams cut into training examples.
+"""Text for language modelling: loading and encoding.
 
 A text becomes one stream of tokens. It begins with the end-of-text token, from which its first token is predicted, and
 every row of the dataset is followed by its end: a newline where rows are lines of one running text (WikiText), the
@@ -6,28 +6,24 @@ end-of-text token where every row is a document (stories, files). Nothing else i
 line-wise dataset decode to its text, byte for byte.
 """
 
-import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-import torch.utils.data
-from datasets import Dataset, DatasetDict, Features, List, Value, load_dataset
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, DatasetDict, Features, IterableDataset, List, Value, load_dataset
+from transformers import PreTrainedTokenizerBase
 
 from hf_engram.hub import DataSource
 
-END_OF_TEXT = "<|endoftext|>"
-PADDING = "<|pad|>"
-SPECIAL_TOKENS = [END_OF_TEXT, PADDING]
-SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
-IGNORED_LABEL = -100
+from .vocabulary import END_OF_TEXT, SMALLEST_VOCABULARY
+
 ROW_KINDS = ("lines", "documents")
 MODES = ("blocks", "streams")
+TOKENIZERS = ("bpe", "words")
+HELD_OUT = ("validation", "test")
 
 
 @dataclass
@@ -64,11 +60,16 @@ class DataArguments:
         default=0.05,
         metadata={"help": "Share of every training file, at its end, that is held out when validation_files is None."},
     )
-    vocab_size: int = field(
-        default=8192,
+    tokenizer: str = field(
+        default="bpe",
         metadata={
-            "help": f"Tokens of the byte-level BPE tokenizer trained on the text; {SMALLEST_VOCABULARY} or more."
+            "help": "'bpe': byte-level BPE, trained on the text. 'words': every lower-cased word of all splits is a "
+            "token, as in the paper.",
+            "choices": TOKENIZERS,
         },
+    )
+    vocab_size: int = field(
+        default=8192, metadata={"help": f"Tokens of the BPE tokenizer; {SMALLEST_VOCABULARY} or more."}
     )
     mode: str = field(
         default="blocks",
@@ -79,6 +80,14 @@ class DataArguments:
         },
     )
     block_size: int = field(default=256, metadata={"help": "Tokens that a row of a batch holds at most."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read the train split while training, for text that fits on no disk; with mode blocks and "
+            "max_steps. Without it, the tokens are kept on disk and never in memory as a whole."
+        },
+    )
+    shuffle_buffer: int = field(default=10_000, metadata={"help": "Blocks among which streaming shuffles."})
     data_license: str | None = field(default=None, metadata={"help": "Licence of the text, for the model card."})
     language: str | None = field(default=None, metadata={"help": "Code of its language (en), for the model card."})
 
@@ -91,9 +100,16 @@ class DataArguments:
             raise ValueError("validation_files and test_files go with train_files; a dataset brings its own splits.")
         self._require("rows", self.rows in ROW_KINDS, f"one of {ROW_KINDS}")
         self._require("mode", self.mode in MODES, f"one of {MODES}")
+        self._require("tokenizer", self.tokenizer in TOKENIZERS, f"one of {TOKENIZERS}")
+        self._require("shuffle_buffer", self.shuffle_buffer >= 1, "a positive integer")
         self._require("block_size", self.block_size >= 1, "a positive integer")
         self._require("vocab_size", self.vocab_size >= SMALLEST_VOCABULARY, f"{SMALLEST_VOCABULARY} or more")
         self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+
+        if self.streaming:
+            self._require("mode", self.mode == "blocks", "'blocks', with streaming")
+            self._require("tokenizer", self.tokenizer == "bpe", "'bpe', with streaming")
+            self._require("train_files", self.train_files is None, "None (a dataset_name), with streaming")
 
     def source(self) -> DataSource:
         """The text as the model card names it."""
@@ -112,17 +128,17 @@ class DataArguments:
             raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}.")
 
 
-def load_text(args: DataArguments) -> DatasetDict:
+def load_text(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
     """Load the text with one column, `text`, whose rows carry their end.
 
     Returns:
-        splits "train", "validation" and, where there is one, "test".
+        splits "train" (an `IterableDataset` with `args.streaming`), "validation" and, where there is one, "test".
 
     Raises:
         ValueError: the dataset lacks a split or the text column.
     """
     if args.dataset_name is not None:
-        dataset = load_dataset(args.dataset_name, args.dataset_config)
+        dataset = load_dataset(args.dataset_name, args.dataset_config, streaming=args.streaming)
         row_end = "\n" if args.rows == "lines" else END_OF_TEXT
     else:
         files = {"train": args.train_files, "validation": args.validation_files, "test": args.test_files}
@@ -134,17 +150,20 @@ def load_text(args: DataArguments) -> DatasetDict:
     missing = {"train", "validation"} - set(dataset)
     if missing:
         raise ValueError(f"{args.dataset_name!r} has the splits {sorted(dataset)}; {sorted(missing)} missing.")
-    columns = dataset["train"].column_names
+    columns = dataset["train"].column_names or list(next(iter(dataset["train"])))
     if args.text_column not in columns:
         raise ValueError(f"text_column is {args.text_column!r}; allowed: one of the dataset's columns, {columns}.")
-    splits = {split: dataset[split] for split in ("train", "validation", "test") if split in dataset}
-    return DatasetDict(splits).map(
-        end_rows,
-        batched=True,
-        remove_columns=columns,
-        fn_kwargs={"text_column": args.text_column, "row_end": row_end},
-        desc="Reading",
-    )
+    options = {
+        "batched": True,
+        "remove_columns": columns,
+        "fn_kwargs": {"text_column": args.text_column, "row_end": row_end},
+    }
+    if not args.streaming:
+        options["desc"] = "Reading"
+    splits = {split: dataset[split].map(end_rows, **options) for split in ("train", *HELD_OUT) if split in dataset}
+    if args.streaming:
+        splits |= {split: Dataset.from_list(list(splits[split])) for split in HELD_OUT if split in splits}
+    return splits
 
 
 def end_rows(batch: dict[str, list[str]], text_column: str, row_end: str) -> dict[str, list[str]]:
@@ -166,27 +185,6 @@ def hold_out_ends(dataset: DatasetDict, fraction: float) -> DatasetDict:
     return DatasetDict({**dataset, "train": halves.remove_columns("held_out"), "validation": validation})
 
 
-def train_tokenizer(text: Dataset, vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer on the rows of `text`; it can encode any text and give it back unchanged."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=SPECIAL_TOKENS,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )
-    batches = (batch["text"] for batch in text.iter(batch_size=1000))
-    tokenizer.train_from_iterator(batches, trainer, length=len(text))
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PADDING,
-        clean_up_tokenization_spaces=False,
-    )
-
-
 @dataclass(frozen=True)
 class TokenizedText:
     """A text as one stream of tokens.
@@ -202,7 +200,11 @@ class TokenizedText:
 
 
 def tokenize(text: Dataset, tokenizer: PreTrainedTokenizerBase) -> TokenizedText:
-    """Encode the rows of `text`, in order; `datasets` caches the result on disk."""
+    """Encode the rows of `text`, in order.
+
+    The tokens are kept in a file beside the text's own in the cache of `datasets`, made once, and mapped into memory;
+    those of a text that is in memory stay there.
+    """
     encoded = text.map(
         encode_rows,
         batched=True,
@@ -211,81 +213,38 @@ def tokenize(text: Dataset, tokenizer: PreTrainedTokenizerBase) -> TokenizedText
         fn_kwargs={"tokenizer": tokenizer},
         desc="Tokenizing",
     )
-    rows = [chunk.flatten().to_numpy() for chunk in encoded.data.column("tokens").chunks]
-    first = np.array([tokenizer.bos_token_id], dtype=np.int32)
-    return TokenizedText(np.concatenate([first, *rows]), sum(encoded["words"]))
+    words = pc.sum(encoded.data.column("words")).as_py()
+    column = encoded.data.column("tokens")
+    if not encoded.cache_files:
+        tokens = np.empty(1 + token_count(column), dtype=np.int32)
+        fill(tokens, column, tokenizer.bos_token_id)
+        return TokenizedText(tokens, words)
+    path = Path(encoded.cache_files[0]["filename"]).with_suffix(".npy")
+    if not path.exists():
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        tokens = np.lib.format.open_memmap(partial, "w+", np.int32, (1 + token_count(column),))
+        fill(tokens, column, tokenizer.bos_token_id)
+        tokens.flush()
+        partial.replace(path)
+    return TokenizedText(np.load(path, mmap_mode="r"), words)
+
+
+def token_count(column: pa.ChunkedArray) -> int:
+    """Number of tokens of all rows."""
+    return pc.sum(pc.list_value_length(column)).as_py()
+
+
+def fill(tokens: np.ndarray, column: pa.ChunkedArray, first: int) -> None:
+    """Write `first` and then the tokens of all rows to `tokens`."""
+    tokens[0] = first
+    place = 1
+    for chunk in column.chunks:
+        values = chunk.flatten().to_numpy()
+        tokens[place : place + len(values)] = values
+        place += len(values)
 
 
 def encode_rows(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
     """Tokens and word counts of a batch of rows."""
     words = [len(row.removesuffix(END_OF_TEXT).split()) + 1 for row in batch["text"]]
     return {"tokens": tokenizer(batch["text"])["input_ids"], "words": words}
-
-
-class TextStreams(torch.utils.data.Dataset):
-    """A text dealt to `rows` streams of equal length, cut into segments of at most `segment_size` tokens.
-
-    Examples are ordered by segment, then by row: read in order in batches of `rows`, row i of a batch continues row i
-    of the batch before. Every token but the very first is a target exactly once.
-
-    Args:
-        text: the text.
-        rows: number of streams.
-        segment_size: tokens of a segment.
-        document_start: the token that begins a document.
-    """
-
-    def __init__(self, text: TokenizedText, rows: int, segment_size: int, document_start: int) -> None:
-        self.text = text
-        self.rows = rows
-        self.segment_size = segment_size
-        self.document_start = document_start
-        self.num_targets = len(text.tokens) - 1
-        self.row_length = math.ceil(self.num_targets / rows)
-
-    @classmethod
-    def blocks(cls, text: TokenizedText, block_size: int, document_start: int) -> "TextStreams":
-        """As many streams as it takes for each of them to be one block."""
-        rows = math.ceil((len(text.tokens) - 1) / block_size)
-        return cls(text, rows, block_size, document_start)
-
-    def __len__(self) -> int:
-        return math.ceil(self.row_length / self.segment_size) * self.rows
-
-    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-        """Inputs, targets and positions within the document, each `[T]` with T at most `segment_size`."""
-        segment, row = divmod(index, self.rows)
-        offset = segment * self.segment_size
-        first = row * self.row_length + offset
-        last = min(first + self.segment_size, (row + 1) * self.row_length, self.num_targets)
-        window = self.text.tokens[first : last + 1]
-        return {
-            "input_ids": window[:-1],
-            "shift_labels": window[1:],
-            "position_ids": self._positions(window[:-1], offset),
-        }
-
-    def _positions(self, inputs: np.ndarray, offset: int) -> np.ndarray:
-        # Counted from the document's start if the stream has met one, else from the stream's own: in either case 0,
-        # which clears the state, is where the memory has to begin empty.
-        steps = np.arange(len(inputs))
-        starts = np.where(inputs == self.document_start, steps, -offset)
-        return steps - np.maximum.accumulate(starts)
-
-
-def collate(examples: list[dict[str, np.ndarray]], padding: int) -> dict[str, Tensor]:
-    """A batch, `[B, T]` each, padded at the right to the longest example.
-
-    `labels` are the inputs, as everywhere in transformers; the loss is taken on `shift_labels`, which also hold the
-    token after the last input.
-    """
-    filler = {"input_ids": padding, "labels": IGNORED_LABEL, "shift_labels": IGNORED_LABEL, "position_ids": 1}
-    examples = [{**example, "labels": example["input_ids"]} for example in examples]
-    longest = max(len(example["input_ids"]) for example in examples)
-    batch: dict[str, Any] = {}
-    for name, fill in filler.items():
-        rows = np.full((len(examples), longest), fill, dtype=np.int64)
-        for row, example in zip(rows, examples, strict=True):
-            row[: len(example[name])] = example[name]
-        batch[name] = torch.from_numpy(rows)
-    return batch

@@ -1,23 +1,42 @@
-"""The HF Trainer for recurrent language models: carried state, and perplexity over a whole text."""
+"""The HF Trainer for recurrent models: carried state, perplexity over a whole text, shifted images."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import Trainer
+from transformers import DynamicCache, EvalPrediction, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput
 
-from hf_engram import load_memory, save_memory
+from .checkpoints import CheckpointTrainer
+from .models import ModelArguments
+from .streams import IGNORED_LABEL, TextStreams
 
-from .data import IGNORED_LABEL, TextStreams
+
+class RecipeTrainer(CheckpointTrainer):
+    """What the recipes share.
+
+    Args:
+        make_model: makes another model for the same data from other arguments, for `train.search`.
+    """
+
+    def __init__(self, *args: Any, make_model: Callable[[ModelArguments], PreTrainedModel], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.make_model = make_model
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """All matrices but the bank: recall compares directions, decay would only shrink slots beside the trace."""
+        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("memory_bank")]
 
 
-class LanguageTrainer(Trainer):
+class LanguageTrainer(RecipeTrainer):
     """`Trainer` for causal language models on [`TextStreams`].
 
     With `carry_state=True` every batch begins with the state that the last one ended with, detached from it; the
@@ -31,10 +50,6 @@ class LanguageTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.carry_state = carry_state
         self.past_key_values: Cache | None = None
-
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """All matrices but the bank: recall compares directions, decay would only shrink slots beside the trace."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("memory_bank")]
 
     def compute_loss(
         self,
@@ -53,19 +68,17 @@ class LanguageTrainer(Trainer):
         """As `Trainer.train`; the carried state is that of the checkpoint, empty without one."""
         self.past_key_values = None
         if resume_from_checkpoint is not None and self.carry_state:
-            self.past_key_values = load_memory(
-                self._memory_file(resume_from_checkpoint), self.model.config, self.args.device
-            )
+            path = self._state_file(resume_from_checkpoint)
+            self.past_key_values = load_state(path, self.model.config, self.args.device)
         return super().train(resume_from_checkpoint, **kwargs)
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+    def save_extras(self, folder: Path) -> None:
+        """Save the carried state of this process's streams."""
         if self.carry_state:
-            folder = Path(self.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
-            save_memory(self.past_key_values, self._memory_file(folder), self.model.config)
+            save_state(self.past_key_values, self._state_file(folder))
 
-    def _memory_file(self, folder: str | Path) -> Path:
-        return Path(folder, f"memory_{self.args.process_index}.safetensors")
+    def _state_file(self, folder: str | Path) -> Path:
+        return Path(folder, f"state_{self.args.process_index}.safetensors")
 
     def get_eval_dataloader(self, eval_dataset: TextStreams | None = None) -> DataLoader:
         """Batches of one segment of every stream, in order."""
@@ -118,9 +131,83 @@ class LanguageTrainer(Trainer):
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
 
+class ImageTrainer(RecipeTrainer):
+    """`Trainer` for image classification.
+
+    Args:
+        random_shift: in training, move every image by up to so many pixels in both directions.
+        random_flip: in training, mirror every second image, left to right.
+    """
+
+    def __init__(self, *args: Any, random_shift: int = 0, random_flip: bool = False, **kwargs: Any) -> None:
+        super().__init__(
+            *args, compute_metrics=accuracy, preprocess_logits_for_metrics=lambda logits, _: logits.argmax(-1), **kwargs
+        )
+        self.random_shift = random_shift
+        self.random_flip = random_flip
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As in `Trainer`.
+
+        The images are changed here and not in the data loader, which reads ahead: a checkpoint holds the state of the
+        random generator, and what was drawn for a batch that was not trained on yet would be drawn again.
+        """
+        if model.training:
+            pixel_values = inputs["pixel_values"]
+            if self.random_shift > 0:
+                pixel_values = shift(pixel_values, self.random_shift)
+            if self.random_flip:
+                mirrored = torch.rand(len(pixel_values), 1, 1, 1, device=pixel_values.device) < 0.5
+                pixel_values = torch.where(mirrored, pixel_values.flip(-1), pixel_values)
+            inputs = {**inputs, "pixel_values": pixel_values}
+        return super().compute_loss(model, inputs, *args, **kwargs)
+
+
+def shift(images: Tensor, most: int) -> Tensor:
+    """Move every image `[B, C, H, W]` by -`most` to `most` pixels in both directions, repeating its edge."""
+    batch, channels, height, width = images.shape
+    padded = F.pad(images, (most,) * 4, mode="replicate")
+    down, right = torch.randint(2 * most + 1, (2, batch, 1), device=images.device)
+    rows = down + torch.arange(height, device=images.device)
+    columns = right + torch.arange(width, device=images.device)
+    batch_index = torch.arange(batch, device=images.device)[:, None, None, None]
+    channel_index = torch.arange(channels, device=images.device)[None, :, None, None]
+    return padded[batch_index, channel_index, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def accuracy(prediction: EvalPrediction) -> dict[str, float]:
+    """Share of images whose most likely class is theirs."""
+    return {"accuracy": float(np.mean(prediction.predictions == prediction.label_ids))}
+
+
 def perplexity(nats: float) -> float:
     """Exponential of a mean loss; infinite where a float cannot hold it."""
     try:
         return math.exp(nats)
     except OverflowError:
         return math.inf
+
+
+def save_state(past_key_values: Cache, path: str | Path) -> None:
+    """Write the state of any architecture, layer by layer, to a safetensors file."""
+    tensors = {
+        f"{index}.{name}": value.contiguous()
+        for index, layer in enumerate(past_key_values.layers)
+        for name, value in layer.recurrent_states.items()
+    }
+    save_file(tensors, path)
+
+
+def load_state(path: str | Path, config: PreTrainedConfig, device: torch.device) -> DynamicCache:
+    """Read what [`save_state`] wrote for a model with this config."""
+    tensors = load_file(path)
+    cache = DynamicCache(config=config)
+    for index, layer in enumerate(cache.layers):
+        layer.store([tensors[f"{index}.{name}"].to(device) for name in layer.recurrent_states], 0)
+    return cache
+
+
+def state_bytes(past_key_values: Cache) -> int:
+    """Bytes that the state takes for one row, over all layers."""
+    tensors = [value for layer in past_key_values.layers for value in layer.recurrent_states.values()]
+    return sum(value.numel() * value.element_size() // len(value) for value in tensors)

@@ -4,18 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
-from train.data import (
-    END_OF_TEXT,
-    IGNORED_LABEL,
-    DataArguments,
-    TextStreams,
-    TokenizedText,
-    collate,
-    load_text,
-    tokenize,
-    train_tokenizer,
-)
+from train.data import DataArguments, TokenizedText, load_text, tokenize
+from train.streams import IGNORED_LABEL, StreamedBlocks, TextStreams, collate
+from train.vocabulary import END_OF_TEXT, train_tokenizer, word_tokenizer
 
 ARTICLES = Path("tests/fixtures/articles")
 TEXTS = Path("tests/fixtures/texts")
@@ -96,6 +89,57 @@ def test_tokens_are_cached_on_disk(datasets_cache):
     assert prepare() == prepare()
 
 
+def test_tokens_are_read_from_disk_and_not_held_in_memory(datasets_cache):
+    text = load_text(DataArguments(dataset_name=str(ARTICLES)))
+    tokenizer = train_tokenizer(text["train"], vocab_size=300)
+    tokens = tokenize(text["train"], tokenizer).tokens
+    assert isinstance(tokens, np.memmap)
+    assert Path(tokens.filename).is_relative_to(datasets_cache)
+    in_memory = tokenize(Dataset.from_list(list(text["train"])), tokenizer).tokens
+    assert not isinstance(in_memory, np.memmap)
+    assert np.array_equal(tokens, in_memory)
+
+
+def test_word_tokens_are_the_lower_cased_words_of_all_splits_in_alphabetical_order():
+    text = load_text(DataArguments(dataset_name=str(ARTICLES)))
+    tokenizer = word_tokenizer(text.values())
+    words = {word for split in text.values() for row in split["text"] for word in row.lower().split()}
+    first = len(tokenizer) - len(words)
+    assert tokenizer.convert_ids_to_tokens(range(first, len(tokenizer))) == sorted(words)
+    assert tokenizer.tokenize("The river unheard-of") == ["the", "river", "<unk>"]
+
+
+def streamed(**kwargs):
+    args = DataArguments(dataset_name=str(ARTICLES), streaming=True)
+    text = load_text(args)
+    tokenizer = train_tokenizer(text["validation"], vocab_size=300)
+    return StreamedBlocks(
+        text["train"], tokenizer, **{"block_size": 16, "buffer_size": 1, "seed": 0, **kwargs}
+    ), tokenizer
+
+
+def test_streamed_blocks_are_those_of_the_whole_text():
+    blocks, tokenizer = streamed()
+    text = load_text(DataArguments(dataset_name=str(ARTICLES)))
+    whole = TextStreams.blocks(tokenize(text["train"], tokenizer), 16, tokenizer.bos_token_id)
+    blocks = iter(blocks)
+    for index in [*range(len(whole)), *range(len(whole))]:  # it begins again after the last
+        block = next(blocks)
+        for name, values in whole[index].items():
+            assert np.array_equal(block[name], values), name
+
+
+def test_streamed_blocks_are_shuffled_by_seed_and_pass():
+    def order(number=0, **kwargs):
+        return [tuple(block["shift_labels"]) for block in streamed(**kwargs)[0].one_pass(number)]
+
+    in_order, shuffled = order(), order(buffer_size=10)
+    orders = [shuffled, order(buffer_size=10, seed=1), order(buffer_size=10, number=1)]
+    assert order(buffer_size=10) == shuffled
+    assert len({tuple(o) for o in [*orders, in_order]}) == 4
+    assert all(sorted(o) == sorted(in_order) for o in orders)
+
+
 @pytest.mark.parametrize("rows", [1, 3, 7])
 def test_streams_continue_from_batch_to_batch(rows):
     text = counting(100)
@@ -150,6 +194,10 @@ def test_padding_is_no_target():
         ({"dataset_name": "a", "rows": "words"}, "rows is 'words'; allowed: one of"),
         ({"dataset_name": "a", "block_size": 0}, "block_size is 0; allowed: a positive integer"),
         ({"dataset_name": "a", "vocab_size": 100}, "vocab_size is 100; allowed: 258 or more"),
+        ({"dataset_name": "a", "tokenizer": "letters"}, "tokenizer is 'letters'; allowed: one of"),
+        ({"dataset_name": "a", "streaming": True, "mode": "streams"}, "mode is 'streams'; allowed: 'blocks', with str"),
+        ({"train_files": ["a"], "streaming": True}, "train_files is .*; allowed: None"),
+        ({"dataset_name": "a", "shuffle_buffer": 0}, "shuffle_buffer is 0; allowed: a positive integer"),
         ({"train_files": ["a"], "validation_fraction": 1.0}, "validation_fraction is 1.0; allowed: between 0 and 1"),
     ],
 )

@@ -1,37 +1,27 @@
 import dataclasses
+import itertools
 import json
 import math
 import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from huggingface_hub import ModelCard
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from recipes import CHECKPOINTS, StopAt, debug_run, logged
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_engram import EnnConfig
 from hf_engram.hub_folder import find_problems
-from train.data import TextStreams, collate
-from train.language_model import ModelArguments, build_trainer, find_checkpoint, parse_arguments, run
+from train.checkpoints import find_checkpoint
+from train.language_model import build_trainer, parse, run
+from train.models import LanguageModelArguments
+from train.streams import TextStreams, collate
 
 DEBUG = "train/configs/debug.yaml"
-DEBUG_RUN = [DEBUG, "--disable_tqdm", "true"]
-CHECKPOINTS = ["--save_strategy", "steps", "--logging_steps", "1", "--eval_strategy", "no", "--max_steps", "8"]
-
-
-def debug_run(folder, *options):
-    """Arguments of a small run, from its command line."""
-    return parse_arguments([*DEBUG_RUN, "--output_dir", str(folder), *options])
-
-
-def logged(log_history):
-    """What training logged at every step, times and rates left out."""
-    return [(entry["step"], entry["loss"], entry["grad_norm"]) for entry in log_history if "loss" in entry]
+OWN_OPTIONS = {"architecture", "parameters", "num_attention_heads", "attention_window", "raw_token_ids"}
 
 
 def whole_text(text, rows=1):
@@ -40,35 +30,13 @@ def whole_text(text, rows=1):
     return collate([dataset[row] for row in range(rows)], padding=1)
 
 
-def environment(datasets_cache):
-    """For a process that computes and prints as this one does."""
-    ours = {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", "HF_DATASETS_CACHE": str(datasets_cache)}
-    return {**os.environ, **ours}
-
-
-class StopAt(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step:
-            control.should_save = control.should_training_stop = True
-
-
-@pytest.mark.parametrize("config", sorted(Path("train/configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_config_is_understood(config):
-    model_args, data_args, training_args = parse_arguments([str(config)])
-    EnnConfig(vocab_size=data_args.vocab_size, **dataclasses.asdict(model_args))
-    assert training_args.output_dir == f"runs/{config.stem}"
-
-
 def test_model_arguments_are_fields_of_the_config():
     fields = {field.name for field in dataclasses.fields(EnnConfig)}
-    assert {field.name for field in dataclasses.fields(ModelArguments)} <= fields
+    assert {field.name for field in dataclasses.fields(LanguageModelArguments)} - OWN_OPTIONS <= fields
 
 
 def test_options_replace_the_values_of_the_file(tmp_path):
-    model_args, data_args, training_args = parse_arguments(
+    model_args, data_args, training_args = parse(
         [DEBUG, "--learning_rate", "1e-3", "--hidden_size", "48", "--mode", "streams", "--no_residual"]
     )
     assert (training_args.learning_rate, model_args.hidden_size, data_args.mode) == (1e-3, 48, "streams")
@@ -76,7 +44,7 @@ def test_options_replace_the_values_of_the_file(tmp_path):
 
 
 def test_the_file_may_follow_the_options():
-    assert parse_arguments(["--hidden_size", "48", DEBUG])[0].memory_size == 8
+    assert parse(["--hidden_size", "48", DEBUG])[0].memory_size == 8
 
 
 @pytest.mark.parametrize(
@@ -98,17 +66,17 @@ def test_a_wrong_command_line_is_refused(arguments, message, tmp_path, monkeypat
     Path("half.yaml").write_text("dataset_name: text\nblock_size: 2.5")
     Path("list.yaml").write_text("- hidden_size")
     with pytest.raises(SystemExit):
-        parse_arguments(arguments)
+        parse(arguments)
     assert re.search(message, capsys.readouterr().err)
 
 
 def test_help_teaches(capsys):
     with pytest.raises(SystemExit):
-        parse_arguments(["--help"])
+        parse(["--help"])
     text = capsys.readouterr().out
     for expected in ("python -m train.language_model train/configs/wikitext2.yaml", "--memory_size", "--dataset_name"):
         assert expected in text
-    for field in dataclasses.fields(ModelArguments):
+    for field in dataclasses.fields(LanguageModelArguments):
         assert field.metadata["help"]
 
 
@@ -186,20 +154,35 @@ def test_a_stream_begins_every_epoch_with_an_empty_memory(tmp_path):
     assert losses[: len(losses) // 2] == losses[len(losses) // 2 :]
 
 
-@pytest.mark.parametrize("mode", ["blocks", "streams"])
-@pytest.mark.parametrize("stop", [4, 6, 7])
-def test_a_resumed_run_is_the_unbroken_run(mode, stop, tmp_path):
-    options = [*CHECKPOINTS, "--mode", mode, "--per_device_train_batch_size", "16"]
+MODES = {
+    "blocks": ["--mode", "blocks"],
+    "streams": ["--mode", "streams"],
+    "gru": ["--mode", "streams", "--architecture", "gru"],
+    "transformer": ["--mode", "streams", "--architecture", "transformer"],
+    "streaming": ["--streaming", "true", "--shuffle_buffer", "20"],
+}
 
-    def trained(folder, *more_options, callbacks=None):
+
+@pytest.mark.parametrize(
+    ("mode", "stop"),
+    [
+        *itertools.product(("blocks", "streams"), (4, 6, 7)),
+        *itertools.product(("gru", "transformer", "streaming"), (7,)),
+    ],
+)
+def test_a_resumed_run_is_the_unbroken_run(mode, stop, tmp_path):
+    options = [*CHECKPOINTS, *MODES[mode], "--per_device_train_batch_size", "16"]
+
+    def trained(folder, *more_options, callbacks=()):
         arguments = debug_run(folder, *options, *more_options)
         trainer, _ = build_trainer(*arguments, callbacks=callbacks)
         trainer.train(find_checkpoint(arguments[2]))
         return trainer
 
     unbroken = trained(tmp_path / "unbroken")
-    steps_per_epoch = len(unbroken.get_train_dataloader())
-    assert steps_per_epoch == 6  # so that the runs stop inside, at the end of, and after the first epoch
+    if mode != "streaming":  # which has no end
+        steps_per_epoch = len(unbroken.get_train_dataloader())
+        assert steps_per_epoch == 6  # so that the runs stop inside, at the end of, and after the first epoch
 
     stopped = trained(tmp_path / "broken", callbacks=[StopAt(stop)])
     assert stopped.state.global_step == stop
@@ -210,43 +193,38 @@ def test_a_resumed_run_is_the_unbroken_run(mode, stop, tmp_path):
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
 
-@pytest.mark.slow
-def test_ctrl_c_saves_a_checkpoint_that_resumes_to_the_unbroken_run(tmp_path, datasets_cache):
-    options = [*CHECKPOINTS, "--mode", "streams", "--max_steps", "200"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "train.language_model", *DEBUG_RUN, "--output_dir", str(tmp_path / "broken"), *options],
-        env=environment(datasets_cache),
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    losses = (line for line in process.stdout if "'loss'" in line)
-    for _ in range(5):
-        next(losses)
-    process.send_signal(signal.SIGINT)
-    output = process.communicate(timeout=60)[0]
-    assert process.returncode == 130
-    assert "--resume_from_checkpoint true goes on from here" in output
-    assert not (tmp_path / "broken" / "all_results.json").exists()
+def test_accumulated_blocks_are_the_big_batch(tmp_path):
+    no_dropout = ["--hidden_dropout", "0", "--embedding_dropout", "0"]
 
-    run(*debug_run(tmp_path / "broken", *options, "--resume_from_checkpoint", "true"))
-    run(*debug_run(tmp_path / "unbroken", *options))
-    states = [json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("broken", "unbroken")]
-    assert logged(states[0]["log_history"]) == logged(states[1]["log_history"])
+    def losses(folder, *batch):
+        trainer, _ = build_trainer(*debug_run(tmp_path / folder, *CHECKPOINTS, *no_dropout, *batch))
+        trainer.train()
+        return [loss for _, loss, _ in logged(trainer.state.log_history)]
+
+    big = losses("big", "--per_device_train_batch_size", "8")
+    small = losses("small", "--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "4")
+    assert small == pytest.approx(big, rel=1e-4)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mode", ["blocks", "streams"])
-def test_two_processes_train_like_one(mode, tmp_path, datasets_cache):
-    options = [*CHECKPOINTS, "--mode", mode, "--hidden_dropout", "0", "--embedding_dropout", "0"]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "train.language_model", *DEBUG_RUN, "--output_dir", str(tmp_path / "two"), *options]
-    halves = ["--per_device_train_batch_size", "4", "--ddp_backend", "gloo"]
-    subprocess.run([*command, *halves], env=environment(datasets_cache), check=True, timeout=200)
-    run(*debug_run(tmp_path / "one", *options, "--per_device_train_batch_size", "8"))
+@pytest.mark.parametrize("architecture", ["enn", "rnn", "gru", "lstm", "transformer"])
+def test_every_architecture_trains_in_bfloat16_streams(architecture, tmp_path):
+    options = ["--architecture", architecture, "--bf16", "true", "--mode", "streams", "--hidden_size", "24"]
+    results = run(*debug_run(tmp_path, *options))
+    assert results["validation_perplexity"] < 150 < 300
 
-    two, one = (json.loads((tmp_path / name / "trainer_state.json").read_text()) for name in ("two", "one"))
-    losses = [[loss for _, loss, _ in logged(state["log_history"])] for state in (two, one)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+def test_raw_token_ids_replace_the_embeddings(tmp_path):
+    options = ["--tokenizer", "words", "--raw_token_ids", "true", "--embedding_dropout", "0"]
+    results = run(*debug_run(tmp_path, *options))
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    table = model.get_input_embeddings().weight
+    assert torch.equal(table[:, 0], torch.arange(len(table)).float())
+    assert results["parameters"] == model.num_parameters() - len(table)
+
+
+def test_streaming_needs_a_number_of_steps(tmp_path):
+    with pytest.raises(ValueError, match="max_steps is -1; allowed: a positive integer, with streaming"):
+        run(*debug_run(tmp_path, "--streaming", "true", "--max_steps", "-1"))
 
 
 def test_a_fresh_run_does_not_mix_with_an_old_one(tmp_path):
@@ -273,9 +251,7 @@ def test_bank_norms_and_biases_have_no_weight_decay(tmp_path):
 def test_twenty_steps_on_wikitext_2_lower_the_loss(tmp_path):
     folder = Path(os.environ["HF_ENGRAM_DATA"], "wikitext")
     options = ["--dataset_name", str(folder), "--max_steps", "20", "--logging_steps", "1", "--eval_strategy", "no"]
-    arguments = parse_arguments(
-        ["train/configs/wikitext2.yaml", "--output_dir", str(tmp_path), "--hidden_size", "64", *options]
-    )
+    arguments = parse(["train/configs/wikitext2.yaml", "--output_dir", str(tmp_path), "--hidden_size", "64", *options])
     trainer, _ = build_trainer(*arguments)
     trainer.train()
     losses = [loss for _, loss, _ in logged(trainer.state.log_history)]

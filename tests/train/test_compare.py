@@ -1,0 +1,121 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import yaml
+from scipy.stats import ttest_ind
+
+from train import image_classification
+from train.compare import compare, pairwise_tests, parse
+
+MODELS = {"enn": None, "gru": {"architecture": "gru"}, "lstm": {"architecture": "lstm"}}
+
+
+def comparison_file(folder, **entries):
+    path = folder / "comparison.yaml"
+    values = {
+        "recipe": "image_classification",
+        "config": "train/configs/debug_images.yaml",
+        "metric": "test_accuracy",
+        "output_dir": str(folder / "results"),
+        "seeds": [1, 2],
+        "options": {"parameters": 7036},
+        "models": MODELS,
+        **entries,
+    }
+    path.write_text(yaml.safe_dump({name: value for name, value in values.items() if value is not None}))
+    return str(path)
+
+
+SHORT = ["--num_train_epochs", "2", "--save_strategy", "epoch", "--disable_tqdm", "true"]
+
+
+def test_models_are_compared_on_equal_terms(tmp_path, capsys):
+    summary = compare(parse([comparison_file(tmp_path), *SHORT]))
+    folder = tmp_path / "results"
+    assert summary == json.loads((folder / "comparison.json").read_text())
+    assert (folder / "comparison.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert (folder / "comparison.md").read_text() in printed
+
+    for name, model in summary["models"].items():
+        runs = [json.loads((folder / name / f"seed-{seed}" / "all_results.json").read_text()) for seed in (1, 2)]
+        assert model["values"] == {"1": runs[0]["test_accuracy"], "2": runs[1]["test_accuracy"]}
+        assert model["mean"] == pytest.approx(np.mean([run["test_accuracy"] for run in runs]))
+        assert model["std"] == pytest.approx(np.std([run["test_accuracy"] for run in runs], ddof=1))
+        assert abs(model["parameters"] - 7036) <= 0.02 * 7036
+        assert f"{model['mean']:.4f}" in printed
+    assert [test["models"] for test in summary["tests"]] == [["enn", "gru"], ["enn", "lstm"], ["gru", "lstm"]]
+
+
+def test_finished_runs_are_not_repeated_and_a_cut_one_goes_on(tmp_path, capsys, monkeypatch):
+    path = comparison_file(tmp_path, models={"gru": {"architecture": "gru"}}, seeds=[1, 2, 3])
+    first = parse([path, "--seeds", "1", *SHORT])
+    values = compare(first)["models"]["gru"]["values"]
+
+    # The run of seed 2 is cut short after its first epoch.
+    cut = parse([path, *SHORT]).command_line("gru", 2)
+    trainer, _ = image_classification.build_trainer(*image_classification.parse([*cut, "--max_steps", "9"]))
+    trainer.train()
+    done = []
+    run = image_classification.run
+
+    def counted(*arguments):
+        done.append((arguments[2].seed, arguments[2].resume_from_checkpoint))
+        return run(*arguments)
+
+    monkeypatch.setattr(image_classification, "run", counted)
+    capsys.readouterr()
+    summary = compare(parse([path, *SHORT]))
+    assert done == [(2, "true"), (3, None)]
+    printed = capsys.readouterr().out
+    assert "gru, seed 1\nHas finished." in printed
+    assert "Going on from" in printed
+    assert summary["models"]["gru"]["values"]["1"] == values["1"]
+
+
+def test_a_folder_with_other_options_is_refused(tmp_path):
+    path = comparison_file(tmp_path, models={"gru": {"architecture": "gru"}}, seeds=[1])
+    compare(parse([path, *SHORT]))
+    with pytest.raises(ValueError, match=r"holds a run with other options .*: choose another output_dir, or delete it"):
+        compare(parse([path, *SHORT, "--learning_rate", "1e-4"]))
+
+
+def test_an_unknown_metric_is_refused(tmp_path):
+    path = comparison_file(tmp_path, models={"gru": {"architecture": "gru"}}, seeds=[1], metric="test_f1")
+    with pytest.raises(ValueError, match=r"metric is 'test_f1'; allowed: one of \['epoch', .*'test_accuracy'"):
+        compare(parse([path, *SHORT]))
+
+
+@pytest.mark.parametrize(
+    ("entries", "arguments", "message"),
+    [
+        ({"recipe": "speech"}, [], "recipe is 'speech'; allowed: one of"),
+        ({"metric": None}, [], "allowed: .*'metric'"),
+        ({"colour": "red"}, [], "has the entries .*'colour'"),
+        ({"seeds": []}, [], r"seeds is \[\]: give at least one of each"),
+        ({}, ["--models", "mamba"], r"models has \['mamba'\]; allowed: \['enn', 'gru', 'lstm'\]"),
+    ],
+)
+def test_a_wrong_comparison_is_refused(entries, arguments, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        parse([comparison_file(tmp_path, **entries), *arguments])
+    assert re.search(message, capsys.readouterr().err)
+
+
+def test_seeds_are_the_replicates_of_the_tests():
+    values = {"a": [0.95, 0.96, 0.955], "b": [0.97, 0.975, 0.972], "c": [0.954, 0.957, 0.95]}
+    tests = {tuple(test["models"]): test for test in pairwise_tests(values)}
+    for (first, second), test in tests.items():
+        assert test["p"] == pytest.approx(ttest_ind(values[first], values[second], equal_var=False).pvalue)
+        assert test["difference"] == pytest.approx(np.mean(values[first]) - np.mean(values[second]))
+    # Holm: the smallest p times 3, the next times 2, the largest as it is, never falling.
+    ordered = sorted(tests.values(), key=lambda test: test["p"])
+    p = [test["p"] for test in ordered]
+    expected = np.maximum.accumulate(np.minimum(1, [3 * p[0], 2 * p[1], p[2]]))
+    assert [test["p_holm"] for test in ordered] == pytest.approx(expected.tolist())
+
+
+def test_one_seed_gives_no_p_value():
+    assert all(np.isnan(test["p"]) and np.isnan(test["p_holm"]) for test in pairwise_tests({"a": [0.9], "b": [0.8]}))

@@ -1,0 +1,81 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import close, tiny_model, tokens
+from PIL import Image
+from recipes import CHECKPOINTS, debug_images_run, debug_run
+
+from train import image_classification, language_model
+from train.memory_log import memory_numbers, read
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_numbers_are_those_of_the_cell(layers):
+    model = tiny_model(num_hidden_layers=layers)
+    text = tokens(3, 9)
+    recalls, before, traces = read(model, {"input_ids": text})
+    numbers = memory_numbers(model, recalls, before, traces)
+    output = model(text, output_recall=True, output_traces=True)
+    for layer in range(layers):
+        recall = output.recall[layer]
+        close(recalls[layer], recall)
+        close(traces[layer], output.traces[layer])
+        entropy = -(recall * recall.log()).sum(-1).mean()
+        mean = recall.mean((0, 1))
+        assert numbers[f"memory_{layer}_recall_entropy"] == pytest.approx(entropy.item())
+        assert numbers[f"memory_{layer}_slots_recalled"] == pytest.approx(entropy.exp().item())
+        assert numbers[f"memory_{layer}_slots_in_use"] == pytest.approx((-(mean * mean.log()).sum()).exp().item())
+        norm = output.traces[layer].square().sum((1, 2)).sqrt().mean().item()
+        assert numbers[f"memory_{layer}_trace_norm"] == pytest.approx(norm)
+
+        # What the last step recalls is (M + s A) weighted: the part that M gives and the part that A gives.
+        cell, weights = model.model.layers[layer].cell, recall[:, -1]
+        bank = (weights @ cell.memory_bank).norm(dim=-1)
+        trace = model(text[:, :-1], output_traces=True).traces[layer]
+        from_trace = (weights[:, :, None] * trace * model.config.trace_scale).sum(1).norm(dim=-1)
+        share = (from_trace / (bank + from_trace)).mean().item()
+        assert numbers[f"memory_{layer}_trace_share"] == pytest.approx(share)
+        assert numbers[f"memory_{layer}_bank_share"] == pytest.approx(1 - share)
+
+
+def test_reading_leaves_the_model_as_it_was():
+    model = tiny_model(hidden_dropout=0.5).train()
+    state = torch.get_rng_state()
+    read(model, {"input_ids": tokens(2, 5)})
+    assert model.training
+    tokens(2, 5)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    tokens(2, 5), tokens(2, 5)
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+@pytest.mark.parametrize("recipe", ["text", "images"])
+def test_the_memory_is_logged_and_drawn_while_training_goes_on(recipe, tmp_path):
+    options = [*CHECKPOINTS, "--memory_steps", "2", "--memory_plot_steps", "4"]
+    if recipe == "text":
+        language_model.run(*debug_run(tmp_path, *options))
+    else:
+        image_classification.run(*debug_images_run(tmp_path, *options))
+    history = json.loads(Path(tmp_path, "trainer_state.json").read_text())["log_history"]
+    entries = [entry for entry in history if "memory_0_recall_entropy" in entry]
+    assert [entry["step"] for entry in entries] == [2, 4, 6, 8]
+    assert all(
+        1 <= entry["memory_0_slots_recalled"] <= entry["memory_0_slots_in_use"] + 1e-6 <= 8.001 for entry in entries
+    )
+    assert entries[0]["memory_0_trace_norm"] != entries[-1]["memory_0_trace_norm"]
+    pictures = sorted(path.name for path in (tmp_path / "memory").iterdir())
+    assert pictures == ["step-000004.png", "step-000008.png"]
+    assert np.asarray(Image.open(tmp_path / "memory" / pictures[0])).std() > 10
+
+
+def test_recording_changes_nothing(tmp_path):
+    def losses(folder, *options):
+        trainer, _ = language_model.build_trainer(*debug_run(tmp_path / folder, *CHECKPOINTS, *options))
+        trainer.train()
+        return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+    assert losses("plain") == losses("recorded", "--memory_steps", "1")

@@ -1,0 +1,63 @@
+import re
+
+import optuna
+import pytest
+import yaml
+
+from train import image_classification
+from train.search import main
+
+IMAGES = [
+    "image_classification",
+    "train/configs/debug_images.yaml",
+    "--num_train_epochs",
+    "1",
+    "--disable_tqdm",
+    "true",
+]
+TEXT = ["language_model", "train/configs/debug.yaml", "--max_steps", "6", "--eval_steps", "3", "--disable_tqdm", "true"]
+
+
+@pytest.mark.parametrize("recipe", [IMAGES, TEXT], ids=["images", "text"])
+def test_a_search_tries_its_space_goes_on_and_leaves_options_of_the_recipe(recipe, tmp_path, capsys):
+    options = [*recipe, "--output_dir", str(tmp_path)]
+    main([*options, "--trials", "2"])
+    main([*options, "--trials", "3"])
+    assert "2 of 3 trials are done" in capsys.readouterr().out
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'search.db'}")
+    assert len(study.trials) == 3
+    best = yaml.safe_load((tmp_path / "best.yaml").read_text())
+    assert best == study.best_params
+    assert set(best) == {"hebbian_lr", "recall_temperature", "memory_size"}
+    assert study.best_value == min(trial.value for trial in study.get_trials(states=[optuna.trial.TrialState.COMPLETE]))
+    if recipe is IMAGES:
+        typed = [text for name, value in best.items() for text in (f"--{name}", str(value))]
+        assert image_classification.parse([recipe[1], *typed])[0].memory_size == best["memory_size"]
+
+
+def test_constants_reach_the_model(tmp_path, monkeypatch):
+    made = []
+    make = image_classification.make_model
+
+    def noted(args, *rest, **fields):
+        made.append(args.trace_scale)
+        return make(args, *rest, **fields)
+
+    monkeypatch.setattr(image_classification, "make_model", noted)
+    main([*IMAGES, "--output_dir", str(tmp_path), "--trials", "2", "--space", "trace_scale"])
+    study = optuna.load_study(study_name="search", storage=f"sqlite:///{tmp_path / 'search.db'}")
+    assert made[-2:] == [trial.params["trace_scale"] for trial in study.trials]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([*IMAGES, "--architecture", "gru"], "architecture is 'gru'; allowed: 'enn', whose memory is searched"),
+        ([*IMAGES, "--space", "colour"], "invalid choice: 'colour'"),
+        (["speech"], "invalid choice: 'speech'"),
+    ],
+)
+def test_a_wrong_search_is_refused(options, message, capsys):
+    with pytest.raises(SystemExit):
+        main(options)
+    assert re.search(message, capsys.readouterr().err)

@@ -1,0 +1,198 @@
+"""The model of a run: its architecture, and the width at which it has a given number of parameters."""
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_engram import EnnForCausalLM, EnnForImageClassification
+
+from .baselines import BASELINES, BaselineForCausalLM, BaselineForImageClassification
+
+ARCHITECTURES = ("enn", *BASELINES)
+TOLERANCE = 0.02
+BROADEST = 1 << 16
+# What `parameters` solves for, one after the other.
+WIDTHS = {
+    "enn": ("integrator_size",),
+    "rnn": ("hidden_size",),
+    "gru": ("hidden_size",),
+    "lstm": ("hidden_size",),
+    "transformer": ("hidden_size", "intermediate_size"),
+}
+MODEL_CLASSES = {
+    "language": (EnnForCausalLM, BaselineForCausalLM),
+    "images": (EnnForImageClassification, BaselineForImageClassification),
+}
+ENN_ONLY = (
+    "memory_size",
+    "integrator",
+    "integrator_size",
+    "hebbian_lr",
+    "trace_scale",
+    "trace_clip",
+    "trace_scope",
+    "trace_noise",
+    "initial_state_std",
+    "recall_temperature",
+    "sparsity_strength",
+    "recall_entropy_weight",
+)
+BASELINE_ONLY = ("architecture", "num_attention_heads", "attention_window")
+
+
+@dataclass
+class ModelArguments:
+    """The model; what it shares with the text or the images it reads is set by them."""
+
+    _argument_group_name = "model"
+
+    architecture: str = field(
+        default="enn",
+        metadata={
+            "help": "The layers: 'enn', or a baseline between the same embeddings and head.",
+            "choices": ARCHITECTURES,
+        },
+    )
+    parameters: int | None = field(
+        default=None,
+        metadata={
+            "help": "Choose the width so that the model has this many parameters, within 2 %%: integrator_size of the "
+            "ENN, hidden_size of a baseline (and intermediate_size of the Transformer). None: the widths below."
+        },
+    )
+    hidden_size: int = field(default=256, metadata={"help": "Width of the hidden state and of every memory slot."})
+    num_hidden_layers: int = field(default=1, metadata={"help": "Stacked layers."})
+    residual: bool = field(
+        default=False, metadata={"help": "Wrap each layer in a pre-norm residual block; the Transformer always does."}
+    )
+    hidden_dropout: float = field(default=0.1, metadata={"help": "Dropout on the output of every layer."})
+    embedding_dropout: float = field(default=0.1, metadata={"help": "Dropout on the input of the first layer."})
+    initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of embeddings and heads."})
+
+    memory_size: int = field(default=64, metadata={"help": "ENN: slots of the bank and of the trace."})
+    integrator: str = field(
+        default="recurrent",
+        metadata={"help": "ENN: 'recurrent', the paper's, or 'gated', which moves the hidden state by a gated step."},
+    )
+    integrator_size: int | None = field(
+        default=None,
+        metadata={"help": "ENN: width of the integrator's inner layer. None: the paper's number of parameters."},
+    )
+    hebbian_lr: float = field(default=0.05, metadata={"help": "ENN: share of the trace that one write replaces."})
+    trace_scale: float = field(default=0.5, metadata={"help": "ENN: weight of the trace beside the bank."})
+    trace_clip: float | None = field(
+        default=None, metadata={"help": "ENN: bound of every trace entry (the paper: 0.1). None: no bound."}
+    )
+    trace_scope: str = field(
+        default="sequence",
+        metadata={"help": "ENN: one trace per 'sequence', or one per 'batch', as published (slow here)."},
+    )
+    trace_noise: float = field(default=0.0, metadata={"help": "ENN: standard deviation of the noise in every write."})
+    initial_state_std: float = field(
+        default=0.0, metadata={"help": "ENN: standard deviation of a random first state, in training."}
+    )
+    recall_temperature: float = field(
+        default=1.5, metadata={"help": "ENN: temperature of recall, before 1 + 10 * sparsity_strength divides it."}
+    )
+    sparsity_strength: float = field(default=0.1, metadata={"help": "ENN: sharpens recall; see recall_temperature."})
+    recall_entropy_weight: float = field(
+        default=0.0, metadata={"help": "ENN: weight of recall's mean entropy in the training loss."}
+    )
+    num_attention_heads: int = field(default=4, metadata={"help": "Transformer: attention heads."})
+    attention_window: int = field(
+        default=1024, metadata={"help": "Transformer: tokens that attention looks back on, and keeps as its state."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture is {self.architecture!r}; allowed: one of {ARCHITECTURES}.")
+
+
+@dataclass
+class LanguageModelArguments(ModelArguments):
+    """The model of text."""
+
+    num_hidden_layers: int = field(default=2, metadata={"help": "Stacked layers."})
+    residual: bool = field(default=True, metadata={"help": "Wrap each layer in a pre-norm residual block."})
+    tie_word_embeddings: bool = field(default=True, metadata={"help": "Use the token embeddings as output layer."})
+    raw_token_ids: bool = field(
+        default=False,
+        metadata={
+            "help": "Feed a token's id as one number in place of an embedding, as the paper's WikiText run did; with "
+            "embedding_dropout 0."
+        },
+    )
+
+
+@dataclass
+class ImageModelArguments(ModelArguments):
+    """The model of images."""
+
+    hidden_size: int = field(default=128, metadata={"help": "Width of the hidden state and of every memory slot."})
+    hidden_dropout: float = field(default=0.0, metadata={"help": "Dropout on the output of every layer."})
+    embedding_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the first layer."})
+    classifier_dropout: float = field(default=0.0, metadata={"help": "Dropout before the head."})
+    pooling: str = field(
+        default="last",
+        metadata={"help": "What the head reads: the 'last' step, the 'mean' over steps, or 'attention' over them."},
+    )
+
+
+def make_model(model_args: ModelArguments, task: str, **fields: Any) -> PreTrainedModel:
+    """A model with random weights.
+
+    Args:
+        model_args: architecture and sizes.
+        task: "language" or "images": which head it has.
+        **fields: further fields of the config, set by the data.
+    """
+    is_enn = model_args.architecture == "enn"
+    values = {**dataclasses.asdict(model_args), **fields}
+    parameters = values.pop("parameters")
+    values.pop("raw_token_ids", None)
+    without_effect = BASELINE_ONLY if is_enn else ENN_ONLY
+    values = {name: value for name, value in values.items() if name not in without_effect}
+    model_class = MODEL_CLASSES[task][0 if is_enn else 1]
+
+    def make(**width: int) -> PreTrainedModel:
+        return model_class(model_class.config_class(**{**values, **width}))
+
+    return make(**({} if parameters is None else solve_widths(make, WIDTHS[model_args.architecture], parameters)))
+
+
+def solve_widths(make: Callable[..., PreTrainedModel], names: tuple[str, ...], parameters: int) -> dict[str, int]:
+    """The widths, found one after the other, at which `make(**widths)` comes closest to a number of parameters.
+
+    Raises:
+        ValueError: none comes within 2 %.
+    """
+    widths: dict[str, int] = {}
+    for name in names:
+        widths[name] = closest_width(lambda width, name=name: count(make, **{**widths, name: width}), parameters)
+    found = count(make, **widths)
+    if abs(found - parameters) > TOLERANCE * parameters:
+        raise ValueError(
+            f"parameters is {parameters:,}: the closest model, with {widths}, has {found:,}; allowed: within 2 %."
+        )
+    return widths
+
+
+def closest_width(count_at: Callable[[int], int], parameters: int) -> int:
+    """The width whose model, counted by `count_at`, which grows with it, has the number of parameters closest by."""
+    low, high = 1, 2
+    while count_at(high) < parameters and high < BROADEST:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if count_at(middle) < parameters else (low, middle)
+    return min((low, high), key=lambda width: abs(count_at(width) - parameters))
+
+
+def count(make: Callable[..., PreTrainedModel], **widths: int) -> int:
+    """Parameters of a model that is not made."""
+    with torch.device("meta"):
+        return make(**widths).num_parameters()

@@ -1,0 +1,84 @@
+"""A run from its first step, or its last checkpoint, to the saved model: what all recipes do."""
+
+import sys
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+
+from .callbacks import ClipEachParameter, SaveOnInterrupt, Stopwatch
+from .trainer import RecipeTrainer
+
+
+@dataclass
+class RecipeTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with defaults for recurrent models, and options of our own."""
+
+    _argument_group_name = "training"
+
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "How the learning rate falls."})
+    warmup_steps: float = field(
+        default=0.02, metadata={"help": "Steps in which the learning rate rises; below 1, a share of all steps."}
+    )
+    adam_beta2: float = field(default=0.98, metadata={"help": "Beta2 of AdamW."})
+    clip_each_parameter: float | None = field(
+        default=None,
+        metadata={
+            "help": "Bound the gradient's norm of every parameter by this, as Keras' clipnorm does. Give "
+            "max_grad_norm 0 with it. None: max_grad_norm bounds the norm of the whole gradient."
+        },
+    )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={
+            "help": "Stop after so many evaluations without a better metric_for_best_model; needs "
+            "load_best_model_at_end. None: never."
+        },
+    )
+    memory_steps: int | None = field(
+        default=None,
+        metadata={"help": "Log what the ENN's memory does (entropy of recall, slots in use, ...) every so many steps."},
+    )
+    memory_plot_steps: int | None = field(
+        default=None, metadata={"help": "Save a heat map of recall and trace to output_dir/memory every so many steps."}
+    )
+    save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
+    # Every parameter takes part in every step, so that processes need not look for those that do not.
+    ddp_find_unused_parameters: bool = field(default=False, metadata={"help": "Look for parameters without gradient."})
+    dataloader_pin_memory: bool = field(default=False, metadata={"help": "Pin memory, for training on a GPU."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Go on with the patience and the time that a checkpoint holds."}
+    )
+    # The Trainer copies it into the saved config: a checkpoint has to return its state when loaded.
+    use_cache: bool = field(default=True, metadata={"help": "Whether the saved model returns its state by default."})
+
+
+def callbacks_for(args: RecipeTrainingArguments) -> list[TrainerCallback]:
+    """The callbacks that the options ask for."""
+    callbacks: list[TrainerCallback] = [Stopwatch()]
+    if args.clip_each_parameter is not None:
+        callbacks.append(ClipEachParameter(args.clip_each_parameter))
+    if args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+    return callbacks
+
+
+def train(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, Any]:
+    """Train from `checkpoint` on; ends the process with code 130 on an interrupt.
+
+    Returns:
+        the Trainer's metrics and `parameters`, `train_seconds` (over all resumptions, evaluations included).
+    """
+    interrupt = SaveOnInterrupt()
+    trainer.add_callback(interrupt)
+    metrics = trainer.train(checkpoint).metrics
+    if interrupt.interrupted:
+        print("Stopped. --resume_from_checkpoint true goes on from here.")
+        sys.exit(130)
+    trainer.save_state()
+    stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
+    return {
+        **metrics,
+        "parameters": trainer.model.num_parameters(only_trainable=True),
+        "train_seconds": stopwatch.seconds,
+    }
