@@ -19,8 +19,10 @@ from hf_engram import EnnConfig, EnnForCausalLM
 imported = time.perf_counter()
 model = EnnForCausalLM(EnnConfig(vocab_size=100, hidden_size=64, memory_size=32))
 input_ids = torch.randint(100, (4, 70))
-model(input_ids, labels=input_ids).loss.backward()
-print(imported - begin, time.perf_counter() - imported)
+loss = model(input_ids, labels=input_ids).loss
+forward = time.perf_counter()
+loss.backward()
+print(imported - begin, forward - imported, time.perf_counter() - forward)
 """
 
 
@@ -47,9 +49,10 @@ def print_behaviour(rounds: int) -> None:
         for cache in ("with nothing", "with everything"):
             command = [sys.executable, "-c", FIRST_STEP]
             environment = {**os.environ, "NUMBA_CACHE_DIR": folder}
-            imported, first = subprocess.check_output(command, env=environment, text=True).split()
+            output = subprocess.check_output(command, env=environment, text=True)
+            imported, forward, backward = map(float, output.split())
             print(
-                f"first training step {cache} compiled: {float(first):.1f} s; import of hf_engram after that of "
-                f"transformers' models: {float(imported):.2f} s",
+                f"{cache} compiled: first forward pass {forward:.1f} s, first backward pass {backward:.1f} s; "
+                f"import of hf_engram after transformers' models {imported:.2f} s",
                 flush=True,
             )

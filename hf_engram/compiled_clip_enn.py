@@ -11,9 +11,32 @@ from .tiles_enn import clear, multiply_add, out_of_line, pack_rows, zeros
 
 
 @compiled_inside
+def stays_far_below(trace, encoded, recall, write, begin, end, clip):
+    """Whether a bound that is quick to find keeps a chunk's trace below the clip: the largest entry of every part."""
+    out_of_line()
+    zero = clip - clip
+    bounds = np.zeros(recall.shape[1], trace.dtype)
+    for n in range(recall.shape[1]):
+        for h in range(trace.shape[1]):
+            bounds[n] = max(bounds[n], abs(trace[n, h]))
+    for t in range(end - begin):
+        largest = zero
+        for h in range(encoded.shape[1]):
+            largest = max(largest, abs(encoded[t, h]))
+        for n in range(recall.shape[1]):
+            bounds[n] += write[begin + t] * recall[begin + t, n] * largest
+    highest = zero
+    for n in range(recall.shape[1]):
+        highest = max(highest, bounds[n])
+    return highest <= clip
+
+
+@compiled_inside
 def may_clip(trace, encoded, recall, write, begin, end, clip):
     """Whether an entry of the trace may reach the clip within a chunk: `|first trace| + Σ |writes|` bounds them all."""
     out_of_line()
+    if stays_far_below(trace, encoded, recall, write, begin, end, clip):
+        return False
     bound = zeros(trace.shape[0], trace.shape[1], trace)
     magnitudes = zeros(encoded.shape[0], encoded.shape[1], trace)
     weights = zeros(trace.shape[0], encoded.shape[0], trace)
