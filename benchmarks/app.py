@@ -3,7 +3,7 @@
 Tokens per second of plain `generate`, of the page's stream on its own, and of the page with a browser watching, on the
 same machine, one after the other in every round; CPU time is the server's, without the browser's. Frames are drawings
 of the memory. A long session is watched for the time of a drawing and for memory; then several visitors generate at
-once.
+once. A visitor's browser is usually on another machine: --apart gives it a core of its own, and the server one.
 """
 
 import argparse
@@ -56,19 +56,29 @@ def main() -> None:
     if chromium is None:
         sys.exit("Chromium is not installed; its path can be given in the variable CHROMIUM.")
     torch.set_num_threads(args.threads)
+    server_core, browser_core = sorted(os.sched_getaffinity(0))[:2] if args.apart else (None, None)
+    move_to(server_core)  # and with it all threads of the server, which are yet to come
     loaded = load_model(ModelChoice(args.model))
     loaded.model.generation_config.eos_token_id = None  # texts of one length
     limits = Limits()
     page = open_page(ModelShelf([loaded], 1), limits, server_name="127.0.0.1", prevent_thread_lock=True, quiet=True)
     print(f"{args.model}, torch threads: {torch.get_num_threads()}, torch {torch.__version__}")
+    move_to(browser_core)  # the browser is started there
     with sync_playwright() as playwright:
         flags = [*FLAGS, "--enable-precise-memory-info", "--js-flags=--expose-gc"]
         browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        move_to(server_core)
         compare_rates(loaded, limits, browser, page.local_url, args)
         watch_long_session(browser, page.local_url, args.long)
         watch_visitors(browser, page.local_url, args)
         browser.close()
     page.close()
+
+
+def move_to(core: int | None) -> None:
+    """Let this thread, and what it starts from now on, run on one core; `None` changes nothing."""
+    if core is not None:
+        os.sched_setaffinity(0, {core})
 
 
 def parse_args() -> argparse.Namespace:
@@ -82,7 +92,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--long", type=int, default=2000, help="tokens of the long session (default: %(default)s)")
     parser.add_argument("--visitors", type=int, default=4, help="visitors at once (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="threads of torch (default: %(default)s)")
-    return parser.parse_args()
+    parser.add_argument("--apart", action="store_true", help="one core for the server, another for the browser (Linux)")
+    args = parser.parse_args()
+    if args.apart and len(os.sched_getaffinity(0)) < 2:
+        parser.error("--apart needs two cores; this process may use one.")
+    return args
 
 
 def compare_rates(loaded: LoadedModel, limits: Limits, browser: Browser, url: str, args: argparse.Namespace) -> None:
@@ -113,7 +127,11 @@ def compare_rates(loaded: LoadedModel, limits: Limits, browser: Browser, url: st
         milliseconds = 1000 * statistics.median(work[name][1:]) / args.tokens
         print(f"{name:24}{args.tokens / statistics.median(times[1:]):14.0f}{100 * ratio:11.0f} %{milliseconds:14.2f}")
     written = statistics.median(tokens_per_second(drawings) for drawings in drawn[1:])
-    print(f"the page, from its first to its last new token: {written:.0f} tokens/s")
+    plain_rate = args.tokens / statistics.median(plain)
+    print(
+        f"the page, from its first to its last new token: {written:.0f} tokens/s, "
+        f"{100 * written / plain_rate:.0f} % of generate"
+    )
     rates = [frames_per_second(drawings) for drawings in drawn[1:]]
     print(f"frames drawn per second while writing: {statistics.median(rates):.1f} (lowest of a text: {min(rates):.1f})")
     tab.context.close()

@@ -1,5 +1,6 @@
 """The layers that are timed: ours, and what PyTorch and Keras have in their place."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_engram import EnnConfig
+from hf_engram.dispatch_enn import SCAN_VARIABLE
 from hf_engram.layers_enn import EnnCell
 from hf_engram.ops_enn import enn_loop
 
@@ -78,6 +80,20 @@ def engram_step(work: Work, **config: object) -> Step:
     """Training step of our layer."""
     cell = make_cell(work, **config)
     return training_step(cell, lambda x: cell(x)[0], work)
+
+
+def chunkwise_step(work: Work) -> Step:
+    """Training step of our layer in PyTorch alone."""
+    step = engram_step(work)
+
+    def run() -> None:
+        selected = os.environ.pop(SCAN_VARIABLE, None)
+        os.environ[SCAN_VARIABLE] = "chunkwise"
+        step()
+        os.environ.pop(SCAN_VARIABLE)
+        os.environ.update({} if selected is None else {SCAN_VARIABLE: selected})
+
+    return run
 
 
 def definition_step(work: Work) -> Step:

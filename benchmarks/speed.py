@@ -1,8 +1,8 @@
 """Prints how fast the engram layer is: `python -m benchmarks.speed`, or `make bench`.
 
 training    a training step (forward and backward) of one layer beside its peers, for four works
-            (batch, steps, inputs, hidden size, slots); with --definition the definition under autograd, too, and with
-            --keras_python the original's Keras layer
+            (batch, steps, inputs, hidden size, slots); with --forms also our layer in PyTorch alone and the definition
+            under autograd, and with --keras_python the original's Keras layer
 behaviour   cost per token of long sequences, cost of the clip, peak memory, first call
 inference   reading a prompt and writing token by token, at batch 1, beside a GPT-2 of equal parameters
 
@@ -19,7 +19,17 @@ import torch
 
 from .behaviour import print_behaviour
 from .inference import print_inference
-from .peers import STACK, WORKS, KerasStep, Work, definition_step, engram_step, multiply_adds, torch_step
+from .peers import (
+    STACK,
+    WORKS,
+    KerasStep,
+    Work,
+    chunkwise_step,
+    definition_step,
+    engram_step,
+    multiply_adds,
+    torch_step,
+)
 from .timing import fastest_product, peak_memory, ratio, rounds_of
 
 SECTIONS = ("training", "behaviour", "inference")
@@ -42,8 +52,8 @@ def time_training(name: str, work: Work, product: float, args: argparse.Namespac
         "LSTM, same width": (torch_step, work, "LSTM"),
         "GRU, same width": (torch_step, work, "GRU"),
     }
-    if args.definition:
-        makers["definition"] = (definition_step, work)
+    if args.forms:
+        makers |= {"engram, PyTorch alone": (chunkwise_step, work), "definition": (definition_step, work)}
     steps = {peer: make(*arguments) for peer, (make, *arguments) in makers.items()}
     steps["engram, gated"] = engram_step(work, integrator="gated")
     if args.keras_python:
@@ -67,7 +77,7 @@ def main() -> None:
     parser.add_argument("--sections", nargs="+", default=SECTIONS, choices=SECTIONS, help="what to print")
     parser.add_argument("--works", nargs="+", default=list(WORKS), choices=list(WORKS), help="which works to time")
     parser.add_argument("--rounds", type=int, default=9, help="rounds of every comparison (default: %(default)s)")
-    parser.add_argument("--definition", action="store_true", help="time the definition, too (slow, needs memory)")
+    parser.add_argument("--forms", action="store_true", help="time the other forms of our layer, too (slow)")
     parser.add_argument("--keras_python", help="a Python with tensorflow and tensorflow-engram, to time the original")
     args = parser.parse_args()
     if args.rounds < 2:

@@ -141,6 +141,7 @@ COMMANDS = {
     "python -m serve.app --help": runs,
     "python -m serve.push you/engram-memory": lists_what_it_would_send,
     "python -m benchmarks.app": watches_briefly,
+    "python -m benchmarks.app --apart": watches_briefly,
 }
 
 
