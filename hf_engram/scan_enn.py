@@ -12,6 +12,7 @@ from .dispatch_enn import selected_scan
 from .integrator_enn import integrator_scan
 from .memory_enn import memory_scan
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, encode, enn_loop
+from .shared_memory_enn import is_shared, shared_memory_scan
 
 
 def enn_scan(
@@ -24,19 +25,19 @@ def enn_scan(
 ) -> ScanOutput:
     """Run the cell over a sequence; arguments and result as in `ops_enn.enn_loop`, which it equals.
 
-    Single steps, noisy writes and a trace shared by the batch run the definition itself; so does everything when
-    `HF_ENGRAM_SCAN=definition`.
+    Single steps run the definition itself; so do noisy writes and a trace of the whole batch, unless its rows share
+    one trace (`shared_memory_enn`), and everything when `HF_ENGRAM_SCAN=definition`.
     """
-    stepwise = x.shape[1] == 1 or noise is not None or settings.trace_scope == "batch"
+    shared = is_shared(state.trace, settings, masks)
+    stepwise = x.shape[1] == 1 or (not shared and (noise is not None or settings.trace_scope == "batch"))
     if stepwise or selected_scan() == "definition":
         return enn_loop(x, state, weights, settings, masks, noise)
 
     z = encode(x, weights, settings)
     with torch.autocast(x.device.type, enabled=False):
         precise = state.trace.dtype
-        recalled, recall, trace = memory_scan(
-            z.to(precise), state.trace, weights.memory_bank.to(precise), settings, masks
-        )
+        inputs = z.to(precise), state.trace, weights.memory_bank.to(precise), settings
+        recalled, recall, trace = shared_memory_scan(*inputs, noise) if shared else memory_scan(*inputs, masks)
         recalled = recalled.to(z.dtype)
     outputs = integrator_scan(z, recalled, state.hidden, weights, settings, masks)
     return ScanOutput(outputs, recall, z, CellState(outputs[:, -1], trace))

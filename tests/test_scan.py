@@ -197,3 +197,34 @@ def test_memory_of_a_single_step_is_float32_under_autocast():
         z = encode(case.x[:, 0], case.weights, case.settings)
     written = 0.95 * case.state.trace + 0.05 * result.recall[:, 0, :, None] * z[:, None].float()
     torch.testing.assert_close(result.state.trace, written, rtol=1e-5, atol=1e-6)
+
+
+@dtypes
+@pytest.mark.parametrize("noise", [False, True], ids=["", "noise"])
+@pytest.mark.parametrize("trace_clip", [None, 0.05], ids=["", "clip"])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_trace_shared_by_the_batch_equals_definition(batch, trace_clip, noise, dtype):
+    case = make_case(9, batch=batch, dtype=dtype, trace_clip=trace_clip)
+    shared = case.state.trace[:1].detach().expand(batch, -1, -1)
+    case = case._replace(
+        state=case.state._replace(trace=shared), settings=case.settings._replace(trace_scope="batch")
+    )
+    noises = torch.randn(9, SLOTS, WIDTH, dtype=dtype) * 0.01 if noise else None
+    leaves = [leaf for leaf in case.leaves() if leaf is not shared]
+    results = []
+    for scan in (enn_scan, enn_loop):
+        result = scan(*case, noises)
+        values = [result.outputs, result.recall, result.encodings, *result.state]
+        loss = sum((value * torch.linspace(-1, 1, value.numel(), dtype=dtype).view(value.shape)).sum() for value in values)
+        results.append(values + list(torch.autograd.grad(loss, leaves)))
+    for ours, definition in zip(*results, strict=True):
+        assert (ours - definition).abs().max() <= TOLERANCES[dtype] * definition.abs().max()
+
+
+def test_rows_that_do_not_share_their_trace_are_not_taken_to():
+    case = make_case(9)
+    case = case._replace(settings=case.settings._replace(trace_scope="batch"))
+    assert_equals_definition(case)
+    state = case.state._replace(trace=case.state.trace.detach())
+    close = torch.testing.assert_close
+    close(enn_scan(*case._replace(state=state)).outputs, enn_loop(*case._replace(state=state)).outputs)

@@ -89,7 +89,7 @@ class ModelArguments:
     )
     trace_scope: str = field(
         default="sequence",
-        metadata={"help": "ENN: one trace per 'sequence', or one per 'batch', as published (slow here)."},
+        metadata={"help": "ENN: one trace per 'sequence', or one per 'batch', as published."},
     )
     trace_noise: float = field(default=0.0, metadata={"help": "ENN: standard deviation of the noise in every write."})
     initial_state_std: float = field(
