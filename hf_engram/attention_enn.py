@@ -101,15 +101,14 @@ class CausalAttention(nn.Module):
         return visible | (steps[past:, None] == steps)
 
     def _trim(self, state: AttentionState) -> AttentionState:
-        """Leave the columns out that no row will see again."""
-        if self.sliding_window is None:
-            return state
-        near = (state.positions >= 0) & (state.length[:, None] - state.positions < self.sliding_window)
-        needed = near.any(0).nonzero()
-        first = needed[0, 0] if len(needed) else state.positions.shape[1]
-        return AttentionState(
-            state.keys[:, :, first:], state.values[:, :, first:], state.positions[:, first:], state.length
-        )
+        """Hide what lies behind the window, and leave the columns out that no row will see again."""
+        positions = state.positions
+        if self.sliding_window is not None:
+            far = state.length[:, None] - positions >= self.sliding_window
+            positions = positions.masked_fill(far, HIDDEN)
+        needed = (positions >= 0).any(0).nonzero()
+        first = needed[0, 0] if len(needed) else positions.shape[1]
+        return AttentionState(state.keys[:, :, first:], state.values[:, :, first:], positions[:, first:], state.length)
 
 
 def rotate(heads: Tensor, places: Tensor) -> Tensor:

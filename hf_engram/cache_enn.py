@@ -1,20 +1,30 @@
-"""The state of an ENN, `past_key_values`: a hidden state and a Hebbian trace per layer, and its memory file."""
+"""The state of an ENN, `past_key_values`: what every layer carries from step to step, and its memory file."""
 
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import DynamicCache
-from transformers.cache_utils import STATIC_LAYER_TYPE_MAPPING, Cache, CacheLayerMixin, LinearAttentionLayer
+from transformers.cache_utils import (
+    STATIC_LAYER_TYPE_MAPPING,
+    Cache,
+    CacheLayerMixin,
+    DynamicLayer,
+    LinearAttentionLayer,
+    StaticLayer,
+)
 
+from .attention_enn import AttentionState
 from .configuration_enn import EnnConfig
 from .ops_enn import CellState
+from .ops_mixer_enn import MixerState
 
+LayerState = CellState | MixerState | AttentionState
 MEMORY_FORMAT = "hf_engram.memory.v1"
 # Two states are interchangeable when the configs agree on these: shapes, and what the numbers in the trace mean.
 ARCHITECTURE_FIELDS = (
@@ -22,42 +32,44 @@ ARCHITECTURE_FIELDS = (
     "memory_size",
     "num_hidden_layers",
     "layer_types",
-    "hebbian_lr",
-    "trace_scale",
-    "trace_clip",
-    "trace_scope",
 )
+CELL_FIELDS = ("hebbian_lr", "trace_scale", "trace_clip", "trace_scope")
+BLOCK_FIELDS = ("num_attention_heads", "conv_kernel", "sliding_window")
 
 
-class EnnCacheLayer(LinearAttentionLayer, CacheLayerMixin):
-    """State of one engram layer inside a stock `transformers.DynamicCache` or `StaticCache`.
+class StateLayer(LinearAttentionLayer, CacheLayerMixin):
+    """State of one layer inside a stock `transformers.DynamicCache` or `StaticCache`.
 
-    Recurrent state 0 is the hidden state `[B, H]`, state 1 the trace `[B, N, H]` (float32, or float64 for float64
-    models). Its size does not depend on how many tokens were seen.
+    Recurrent state i is field i of the layer's `state_class`, a NamedTuple of tensors with the rows first.
     """
 
-    _layer_type = "engram"
+    state_class: ClassVar[type[LayerState]]
     is_compileable = False
     is_croppable = False
     supports_early_init = False
 
     def __init__(self, **kwargs: Any) -> None:
-        LinearAttentionLayer.__init__(self, number_of_states=2)
+        LinearAttentionLayer.__init__(self, number_of_states=len(self.state_class._fields))
         self.keys = self.values = None  # read by Cache.__iter__
         self.is_initialized = False
         self.sequence_length = 0
         self.tokens_seen = 0
 
+    @staticmethod
+    def shapes(config: EnnConfig, rows: int, state: LayerState) -> list[tuple[int, ...]]:
+        """Shapes that the fields of `state` must have for a model with this config."""
+        raise NotImplementedError
+
     @property
-    def state(self) -> CellState | None:
+    def state(self) -> LayerState | None:
         """The stored state, or `None` before the first forward pass."""
         if not self.is_initialized:
             return None
-        values = (self.recurrent_states[0], self.recurrent_states[1])
+        values = self.recurrent_states.values()
         # Training may go on from a state made under `torch.inference_mode`, whose tensors autograd refuses.
-        return CellState(*(v.clone() if torch.is_grad_enabled() and v.is_inference() else v for v in values))
+        return self.state_class(*(v.clone() if torch.is_grad_enabled() and v.is_inference() else v for v in values))
 
-    def store(self, state: CellState, num_tokens: int) -> None:
+    def store(self, state: LayerState, num_tokens: int) -> None:
         """Keep `state`, detached from the graph that made it, and count `num_tokens` more tokens per row."""
         for index, value in enumerate(state):
             self.update_recurrent_state(value, index)
@@ -74,8 +86,8 @@ class EnnCacheLayer(LinearAttentionLayer, CacheLayerMixin):
         return value
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Refuse keys and values: an engram layer has none."""
-        raise NotImplementedError("An engram layer keeps a hidden state and a trace, not keys and values.")
+        """Refuse keys and values: layers hand over whole states."""
+        raise NotImplementedError("A layer of an ENN stores its state with `store`, not keys and values.")
 
     def get_seq_length(self) -> int:
         """Tokens of the sequence at hand that the state has seen, padding included."""
@@ -118,12 +130,71 @@ class EnnCacheLayer(LinearAttentionLayer, CacheLayerMixin):
                 self.recurrent_states[index] = change(value)
 
 
-STATIC_LAYER_TYPE_MAPPING[EnnCacheLayer._layer_type] = EnnCacheLayer
+class EnnCacheLayer(StateLayer):
+    """State of an engram layer: hidden state `[B, H]` and trace `[B, N, H]`, float32 at least."""
+
+    _layer_type = "engram"
+    state_class = CellState
+
+    @staticmethod
+    def shapes(config: EnnConfig, rows: int, state: LayerState) -> list[tuple[int, ...]]:
+        """Independent of how many tokens were seen."""
+        return [(rows, config.hidden_size), (rows, config.memory_size, config.hidden_size)]
+
+
+class MixerCacheLayer(StateLayer):
+    """State of an engram mixer: tail of the convolution and trace ([`MixerState`])."""
+
+    _layer_type = "engram_mixer"
+    state_class = MixerState
+
+    @staticmethod
+    def shapes(config: EnnConfig, rows: int, state: LayerState) -> list[tuple[int, ...]]:
+        """Independent of how many tokens were seen."""
+        trace = (rows, config.num_attention_heads, config.memory_size, 2 * config.head_dim + 1)
+        return [(rows, config.conv_kernel - 1, config.hidden_size), trace]
+
+
+class AttentionCacheLayer(StateLayer):
+    """State of an attention layer ([`AttentionState`]), which grows with the tokens seen, up to a sliding window."""
+
+    _layer_type = None  # those of attention belong to transformers' own layers: see `own_layers`
+    state_class = AttentionState
+
+    @staticmethod
+    def shapes(config: EnnConfig, rows: int, state: LayerState) -> list[tuple[int, ...]]:
+        """As many tokens as the state has positions."""
+        tokens = state.positions.shape[-1]
+        heads = (rows, config.num_attention_heads, tokens, config.head_dim)
+        return [heads, heads, (rows, tokens), (rows,)]
+
+
+for layer_class in (EnnCacheLayer, MixerCacheLayer):
+    STATIC_LAYER_TYPE_MAPPING[layer_class._layer_type] = layer_class
+
+
+def own_layers(past_key_values: Cache) -> Cache:
+    """Let our layers take the place of transformers' own ones for attention, which know no padding, while still empty.
+
+    Changes `past_key_values` and returns it.
+    """
+    for index, layer in enumerate(past_key_values.layers):
+        if isinstance(layer, (DynamicLayer, StaticLayer)) and layer.get_seq_length() == 0:
+            past_key_values.layers[index] = AttentionCacheLayer()
+    return past_key_values
+
+
+def empty_state(config: EnnConfig) -> DynamicCache:
+    """A state that has seen nothing."""
+    return own_layers(DynamicCache(config=config))
 
 
 def architecture(config: EnnConfig) -> dict[str, Any]:
     """The fields of `config` that decide whether a state fits a model."""
-    return {name: getattr(config, name) for name in ARCHITECTURE_FIELDS}
+    names = ARCHITECTURE_FIELDS
+    names += CELL_FIELDS if "engram" in config.layer_types else ()
+    names += BLOCK_FIELDS if set(config.layer_types) - {"engram"} else ()
+    return {name: getattr(config, name) for name in names}
 
 
 def as_new_sequence(past_key_values: Cache) -> Cache:
@@ -152,8 +223,8 @@ def save_memory(past_key_values: Cache, path: str | os.PathLike, config: EnnConf
     for index, layer in enumerate(past_key_values.layers):
         if layer.state is None:
             raise ValueError("past_key_values is empty: nothing has been written to this memory yet.")
-        tensors[f"layers.{index}.hidden"] = layer.state.hidden.contiguous()
-        tensors[f"layers.{index}.trace"] = layer.state.trace.contiguous()
+        for name, value in layer.state._asdict().items():
+            tensors[f"layers.{index}.{name}"] = value.contiguous()
     metadata = {
         "format": MEMORY_FORMAT,
         "architecture": json.dumps(architecture(config)),
@@ -193,10 +264,11 @@ def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.
                     f"{os.fspath(path)!r} is not a readable memory file: tokens_seen is {tokens_seen!r}, expected a "
                     "whole number, 0 or more."
                 )
-            cache = DynamicCache(config=config)
+            cache = empty_state(config)
             for index, layer in enumerate(cache.layers):
-                state = CellState(file.get_tensor(f"layers.{index}.hidden"), file.get_tensor(f"layers.{index}.trace"))
-                _check_shapes(state, config, path)
+                names = layer.state_class._fields
+                state = layer.state_class(*(file.get_tensor(f"layers.{index}.{name}") for name in names))
+                _check_shapes(layer, state, config, path)
                 layer.store(state, tokens_seen)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a readable memory file: {error}.") from error
@@ -221,11 +293,8 @@ def _check_metadata(metadata: dict[str, str], config: EnnConfig, path: str | os.
         raise ValueError(f"{os.fspath(path)!r} was written by another architecture: {listed}.")
 
 
-def _check_shapes(state: CellState, config: EnnConfig, path: str | os.PathLike) -> None:
-    rows = state.hidden.shape[0] if state.hidden.ndim == 2 else 0
-    wanted = (rows, config.hidden_size), (rows, config.memory_size, config.hidden_size)
-    if (tuple(state.hidden.shape), tuple(state.trace.shape)) != wanted:
-        raise ValueError(
-            f"{os.fspath(path)!r} holds a state of shapes {tuple(state.hidden.shape)} and {tuple(state.trace.shape)}; "
-            f"expected [rows, {config.hidden_size}] and [rows, {config.memory_size}, {config.hidden_size}]."
-        )
+def _check_shapes(layer: StateLayer, state: LayerState, config: EnnConfig, path: str | os.PathLike) -> None:
+    rows = state[0].shape[0] if state[0].ndim else 0
+    found, wanted = [tuple(value.shape) for value in state], layer.shapes(config, rows, state)
+    if found != wanted:
+        raise ValueError(f"{os.fspath(path)!r} holds a state of shapes {found} {state._fields}; expected {wanted}.")

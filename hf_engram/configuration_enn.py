@@ -6,7 +6,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig, configuration_utils
 
-LAYER_TYPES = ("engram",)
+ATTENTION_LAYER_TYPES = ("full_attention", "sliding_attention")
+BLOCK_LAYER_TYPES = ("engram_mixer", *ATTENTION_LAYER_TYPES)  # these are residual blocks with a feed-forward layer
+LAYER_TYPES = ("engram", *BLOCK_LAYER_TYPES)
 # The Trainer reads a checkpoint's config.json as a plain PreTrainedConfig, which refuses layer types it does not know.
 configuration_utils.ALLOWED_ATTN_LAYER_TYPES += tuple(
     name for name in LAYER_TYPES if name not in configuration_utils.ALLOWED_ATTN_LAYER_TYPES
@@ -39,7 +41,10 @@ class EnnConfig(PreTrainedConfig):
         num_hidden_layers (`int`, *optional*, defaults to 1):
             Number of stacked engram layers.
         layer_types (`list[str]`, *optional*):
-            One entry per layer. Only `"engram"` exists.
+            One entry per layer. `"engram"` (default): the paper's recurrent cell. `"engram_mixer"` (ours): a memory of
+            several heads and time scales that trains in parallel over time. `"full_attention"`,
+            `"sliding_attention"`: attention over all past tokens, or over `sliding_window` of them, for hybrids.
+            All but `"engram"` make the network residual.
         integrator (`str`, *optional*, defaults to `"recurrent"`):
             How the hidden state is made: `"recurrent"`, the paper's, replaces it at every step; `"gated"` (ours) moves
             it by a learned share towards a proposal, `h + g * (proposal - h)`.
@@ -51,7 +56,8 @@ class EnnConfig(PreTrainedConfig):
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of every layer normalisation.
         residual (`bool`, *optional*, defaults to `False`):
-            Wrap each cell in a pre-norm residual block (`x + cell(norm(x))`) and normalise after the last one.
+            Wrap each cell in a pre-norm residual block (`x + cell(norm(x))`) and normalise after the last one. Always
+            so when there are layers of other types than `"engram"`.
         hidden_dropout (`float`, *optional*, defaults to 0.0):
             Dropout on the output of every layer.
         embedding_dropout (`float`, *optional*, defaults to 0.0):
@@ -85,6 +91,19 @@ class EnnConfig(PreTrainedConfig):
             The softmax over slots runs at `recall_temperature / (1 + 10 * sparsity_strength)`.
         recall_entropy_weight (`float`, *optional*, defaults to 0.0):
             Weight of the mean entropy of recall (in nats) in the loss: a sparsity regulariser.
+
+        > Parameters of mixers and attention
+
+        num_attention_heads (`int`, *optional*, defaults to 4):
+            Heads A of every mixer and attention layer, each of width D, `hidden_size / num_attention_heads` rounded up
+            to an even number. A head of a mixer has `memory_size` slots and forgets over a time scale of its own; the
+            constants of the memory above are learned there, and have no effect.
+        conv_kernel (`int`, *optional*, defaults to 4):
+            Tokens that a mixer's convolution reads, the token at hand included.
+        intermediate_size (`int`, *optional*):
+            Width of the feed-forward layers. Defaults to `8 / 3 * hidden_size`, rounded to a multiple of 8.
+        sliding_window (`int`, *optional*):
+            Tokens that a `"sliding_attention"` layer attends to, the token at hand included.
 
         > Parameters of the heads
 
@@ -150,6 +169,11 @@ class EnnConfig(PreTrainedConfig):
     sparsity_strength: float | int = 0.1
     recall_entropy_weight: float | int = 0.0
 
+    num_attention_heads: int = 4
+    conv_kernel: int = 4
+    intermediate_size: int | None = None
+    sliding_window: int | None = None
+
     pooling: str = "last"
     image_sequence: str | None = None
     image_size: int = 28
@@ -165,6 +189,10 @@ class EnnConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if self.layer_types is None:
             self.layer_types = ["engram"] * self.num_hidden_layers
+        if any(layer_type in BLOCK_LAYER_TYPES for layer_type in self.layer_types):
+            self.residual = True
+        if self.intermediate_size is None:
+            self.intermediate_size = max(round(self.hidden_size / 3) * 8, 8)
         if self.integrator_size is None:
             self.integrator_size = 3 * self.hidden_size
             if self.integrator == "gated":
@@ -201,6 +229,12 @@ class EnnConfig(PreTrainedConfig):
         return self.recall_temperature / (1 + 10 * self.sparsity_strength)
 
     @property
+    def head_dim(self) -> int:
+        """Width D of a head."""
+        # transformers asks for it before it is known that there are heads.
+        return 2 * math.ceil(self.hidden_size / max(self.num_attention_heads, 1) / 2)
+
+    @property
     def image_step_size(self) -> int:
         """Features of one step of an image sequence: a row, a pixel or a patch, all channels."""
         pixels = {"row": self.image_size, "pixel": 1, "patch": self.patch_size**2}
@@ -210,6 +244,11 @@ class EnnConfig(PreTrainedConfig):
         """Sizes are positive."""
         for name in ("hidden_size", "embedding_size", "num_hidden_layers", "integrator_size", "memory_size"):
             self._require(name, getattr(self, name) >= 1, "a positive integer")
+        for name in ("num_attention_heads", "conv_kernel", "intermediate_size"):
+            self._require(name, getattr(self, name) >= 1, "a positive integer")
+        needs_window = "sliding_attention" in self.layer_types
+        fits = not needs_window if self.sliding_window is None else self.sliding_window >= 1
+        self._require("sliding_window", fits, 'a positive integer, or None without "sliding_attention" layers')
         self._require("integrator", self.integrator in INTEGRATORS, f"one of {INTEGRATORS}")
         self._require("vocab_size", self.vocab_size is None or self.vocab_size >= 1, "a positive integer or None")
 

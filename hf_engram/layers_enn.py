@@ -1,13 +1,16 @@
-"""Modules of the Engram Neural Network: the cell, the layer around it, pooling over time."""
+"""Modules of the Engram Neural Network: the cell, the layers around it and around mixers, pooling over time."""
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from .attention_enn import CausalAttention
 from .configuration_enn import EnnConfig
 from .dispatch_enn import selected_scan
+from .mixer_enn import EngramMixer
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, state_dtype
 from .scan_enn import enn_scan
 from .wrapped_enn import weight_and_bias
@@ -160,6 +163,70 @@ class EnnLayer(GradientCheckpointingLayer):
             cache.store(CellState(hidden, trace), hidden_states.shape[1])
         outputs = self.dropout(outputs)
         return (hidden_states + outputs if self.residual else outputs), recall
+
+
+class EnnBlock(GradientCheckpointingLayer):
+    """A mixer or attention, then a feed-forward layer, each in a pre-norm residual block."""
+
+    def __init__(self, config: EnnConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.layer_idx = layer_idx
+        layer_type = config.layer_types[layer_idx]
+        self.input_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        if layer_type == "engram_mixer":
+            self.mixer = EngramMixer(config)
+        else:
+            window = config.sliding_window if layer_type == "sliding_attention" else None
+            self.mixer = CausalAttention(config, window)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+        self.dropout = nn.Dropout(config.hidden_dropout)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        past_key_values: Cache | None = None,
+        masks: StepMasks = NO_MASKS,
+        plastic: bool = True,
+        slots: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run over `hidden_states` `[B, T, H]` and write the new state to `past_key_values`; else as [`EngramMixer`].
+
+        Returns:
+            outputs `[B, T, H]` and recall weights `[B, T, heads, N]`, `None` for attention.
+        """
+        cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
+        state = None if cache is None else cache.state
+        x, recall = self.input_norm(hidden_states), None
+        if isinstance(self.mixer, EngramMixer):
+            outputs, recall, _, state = self.mixer(x, state, masks, plastic, slots)
+        else:
+            outputs, state = self.mixer(x, state, masks)
+        if cache is not None:
+            cache.store(state, hidden_states.shape[1])
+        hidden_states = hidden_states + self.dropout(outputs)
+        return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states))), recall
+
+
+class FeedForward(nn.Module):
+    """SwiGLU (Shazeer, arXiv 2002.05202)."""
+
+    def __init__(self, config: EnnConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """`[B, T, H]` to `[B, T, H]`."""
+        return self.down_proj(F.silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+def make_layer(config: EnnConfig, layer_idx: int, input_size: int) -> EnnLayer | EnnBlock:
+    """The layer of the type that the config asks for."""
+    if config.layer_types[layer_idx] == "engram":
+        return EnnLayer(config, layer_idx, input_size)
+    return EnnBlock(config, layer_idx)
 
 
 class Pooling(nn.Module):

@@ -88,6 +88,8 @@ def slots_by_layer(slot_mask: Tensor | None, config: EnnConfig) -> list[Tensor |
 
 
 def mean_entropy(recall: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean entropy, in nats, of the recall weights `[B, T, N]` of each row over its valid steps, `[B]`."""
+    """Mean entropy, in nats, of the recall weights `[B, T, (heads,) N]` of each row over its valid steps, `[B]`."""
     entropy = torch.special.entr(recall).sum(-1)
+    if entropy.ndim == 3:
+        entropy = entropy.mean(-1)
     return entropy.mean(1) if valid is None else (entropy * valid).sum(1) / valid.sum(1).clamp_min(1)

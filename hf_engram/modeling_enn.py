@@ -1,12 +1,13 @@
 """PyTorch models of the Engram Neural Network: the backbone and its heads."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn as nn
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
@@ -19,11 +20,12 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .cache_enn import EnnCacheLayer
+from .cache_enn import empty_state, own_layers
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
-from .layers_enn import EnnCell, EnnLayer, Pooling
+from .layers_enn import EnnBlock, EnnCell, EnnLayer, Pooling, make_layer
 from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_layer, write_steps
+from .mixer_enn import INITIAL_TEMPERATURE, EngramMixer, initial_decay_bias
 from .ops_enn import StepMasks
 from .safetensors_enn import SafetensorsOnly
 
@@ -36,10 +38,12 @@ class EnnModelOutput(BaseModelOutputWithPast):
         last_hidden_state: `[B, T, H]`.
         past_key_values: the state after the last step, with `use_cache=True`.
         hidden_states: input of the first layer and output of every layer, with `output_hidden_states=True`.
-        recall: per layer, the recall weights over slots `[B, T, N]`, with `output_recall=True`.
-        traces: per layer, the trace after the last step `[B, N, H]`, with `output_traces=True`.
-        encodings: per layer, the encoding of every step `[B, T, H]`, which it compared with the memory and wrote, with
-            `output_encodings=True`.
+        recall: per layer with a memory, the recall weights over slots `[B, T, N]`, of a mixer `[B, T, heads, N]`, with
+            `output_recall=True`.
+        traces: per layer with a memory, the trace after the last step `[B, N, H]`, of a mixer
+            `[B, heads, N, 2 * head_dim + 1]` (keys, values and mass of the writes), with `output_traces=True`.
+        encodings: per engram layer, the encoding of every step `[B, T, H]`, which it compared with the memory and
+            wrote, with `output_encodings=True`.
         recall_entropy: each row's mean entropy of recall in nats, over layers and valid steps, `[B]`, when
             `config.recall_entropy_weight` is not 0.
     """
@@ -68,12 +72,12 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _is_stateful = True
-    _no_split_modules = ["EnnLayer"]
+    _no_split_modules = ["EnnLayer", "EnnBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _can_record_outputs = {
-        "hidden_states": EnnLayer,
-        "recall": OutputRecorder(EnnCell, index=1),
-        "traces": OutputRecorder(EnnCell, index=2),
+        "hidden_states": [OutputRecorder(EnnLayer, index=0), OutputRecorder(EnnBlock, index=0)],
+        "recall": [OutputRecorder(EnnCell, index=1), OutputRecorder(EngramMixer, index=1)],
+        "traces": [OutputRecorder(EnnCell, index=2), OutputRecorder(EngramMixer, index=2)],
         "encodings": OutputRecorder(EnnCell, index=3),
     }
 
@@ -87,6 +91,16 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
             if module.gate is not None:
                 init.xavier_uniform_(module.gate.weight)
                 init.constant_(module.gate.bias, -1.0)  # keep most of the hidden state at first
+        elif isinstance(module, EngramMixer):
+            bound = len(module.conv_weight) ** -0.5
+            init.uniform_(module.conv_weight, -bound, bound)
+            init.normal_(module.bank_keys)
+            init.normal_(module.bank_values, std=self.config.initializer_range)
+            init.zeros_(module.log_trace_scale)
+            for temperature in (module.log_write_temperature, module.log_read_temperature):
+                init.constant_(temperature, math.log(INITIAL_TEMPERATURE))
+            heads = module.num_heads
+            init.copy_(module.plasticity.bias, torch.cat([torch.zeros(heads), initial_decay_bias(heads)]))
 
     def add_recall_entropy(
         self, loss: Tensor, outputs: EnnModelOutput, targets: Tensor, num_items_in_batch: Any = None, **kwargs: Any
@@ -122,7 +136,8 @@ class EnnModel(EnnPreTrainedModel):
         self.embedding_projection = nn.Linear(config.embedding_size, config.hidden_size) if widen else None
         first = config.hidden_size if widen else config.embedding_size
         self.layers = nn.ModuleList(
-            EnnLayer(config, index, config.hidden_size if index else first) for index in range(config.num_hidden_layers)
+            make_layer(config, index, config.hidden_size if index else first)
+            for index in range(config.num_hidden_layers)
         )
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps) if config.residual else None
         self.gradient_checkpointing = False
@@ -169,7 +184,7 @@ class EnnModel(EnnPreTrainedModel):
             inputs_embeds = self._embed(input_ids)
         self._check_features(inputs_embeds)
         if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+            past_key_values = empty_state(self.config)
         if past_key_values is not None:
             self._check_state(past_key_values, inputs_embeds.shape[0])
 
@@ -191,7 +206,7 @@ class EnnModel(EnnPreTrainedModel):
             hidden_states, recall = layer(
                 hidden_states, past_key_values=past_key_values, masks=masks, plastic=plastic, slots=slots
             )
-            if self.config.recall_entropy_weight > 0:
+            if self.config.recall_entropy_weight > 0 and recall is not None:
                 entropies.append(mean_entropy(recall, valid))
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
@@ -224,21 +239,24 @@ class EnnModel(EnnPreTrainedModel):
             raise ValueError("The inputs have no steps: give at least one token or feature vector.")
 
     def _check_state(self, past_key_values: Cache, batch: int) -> None:
-        layers = getattr(past_key_values, "layers", ())
+        layers = own_layers(past_key_values).layers if isinstance(past_key_values, Cache) else ()
+        wanted = [layer._layer_type for layer in empty_state(self.config).layers]
         # Not isinstance: where several copies of this code are loaded (each repository on the Hub brings its own),
         # transformers makes the cache layers of the copy that was imported last.
-        ours = all(getattr(layer, "_layer_type", None) == EnnCacheLayer._layer_type for layer in layers)
-        if len(layers) != len(self.layers) or not ours:
+        if [getattr(layer, "_layer_type", "") for layer in layers] != wanted:
             raise ValueError(
                 f"past_key_values ({type(past_key_values).__name__}) is not the state of this model: make an empty one "
                 "with `DynamicCache(config=model.config)`, or pass what the model returned."
             )
-        expected = (batch, self.config.memory_size, self.config.hidden_size)
-        for layer in layers:
-            if layer.state is not None and layer.state.trace.shape != expected:
+        for index, layer in enumerate(layers):
+            state = layer.state
+            if state is None:
+                continue
+            found, expected = [tuple(value.shape) for value in state], layer.shapes(self.config, batch, state)
+            if found != expected:
                 raise ValueError(
-                    f"past_key_values holds a trace of shape {tuple(layer.state.trace.shape)}; expected {expected} "
-                    "(batch, memory_size, hidden_size). `past_key_values.batch_repeat_interleave(n)` repeats the rows."
+                    f"past_key_values holds, in layer {index}, a state of shapes {found} {state._fields}; expected "
+                    f"{expected} for a batch of {batch}. `past_key_values.batch_repeat_interleave(n)` repeats the rows."
                 )
 
 

@@ -9,8 +9,8 @@ queries q and keys k, values v, bank (M, V) and scale s:
     recall weights  r_t = softmax(q_t · (M + s S^k_t) / (1 + s S^1_t) / τ_r)
     recalled        m_t = Σ_n r_tn (V_n + s S^v_tn) / (1 + s S^1_tn)
 
-A slot is thus a weighted mean of its bank entry, with weight 1, and of what was written into it, and the recalled memory
-is a mean of bank values and past values whose weights are positive and sum to one: an exact attribution.
+A slot is thus a weighted mean of its bank entry, with weight 1, and of what was written into it. The recalled memory is
+a mean of bank values and past values, whose weights are positive and sum to one: an exact attribution.
 
 Letters in shapes: B batch, T steps, H hidden width, A heads, D head width, N memory slots, K taps of the convolution.
 """

@@ -52,11 +52,15 @@ class Recorder:
 
     Raises:
         TypeError: the model is no ENN.
+        NotImplementedError: it has layers of other types than "engram", whose recalls are not attributed yet.
     """
 
     def __init__(self, model: EnnPreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         if not isinstance(model, EnnPreTrainedModel):
             raise TypeError(f"model is a {type(model).__name__}; expected a model of hf_engram (EnnForCausalLM, ...).")
+        others = sorted(set(model.config.layer_types) - {"engram"})
+        if others:
+            raise NotImplementedError(f"layer_types holds {others}; only layers of the type 'engram' can be recorded.")
         self.model = model
         self.tokenizer = tokenizer
         self.packets: list[Packet] = []

@@ -1,4 +1,4 @@
-"""The memory of the engram mixer over whole sequences, parallel in time, with the values and gradients of its definition.
+"""The memory of the engram mixer over whole sequences, parallel in time.
 
 The steps are cut into chunks. What a chunk writes does not depend on what was written before, so one short loop hands
 the trace from chunk to chunk, and everything else is products over all chunks at once. Time and memory grow with T.
@@ -34,21 +34,19 @@ def mixer_memory_scan(
     queries, keys, values, weights, log_decays = map(
         cut, (reads.queries, reads.keys, reads.values, weights, reads.log_decays)
     )
-    elapsed = log_decays.cumsum(-1)  # [B, A, chunks, C], since the chunk began
     causal = torch.ones(chunk, chunk, dtype=torch.bool, device=trace.device).tril()
-    reach, from_start, to_end = causal, None, None
+    since_start, reach = log_decays.cumsum(-1).exp(), causal
     if restart is not None:
-        documents = cut(restart[:, None].long()).cumsum(-1)
+        documents = cut(restart[:, None].long()).cumsum(-1)  # [B, 1, chunks, C]
+        since_start = since_start * (documents == 0)
         reach = causal & (documents[..., :, None] == documents[..., None, :])
-        from_start, to_end = documents == 0, documents == documents[..., -1:]
-    # exp(elapsed_t - elapsed_r) for r <= t; later steps are masked before the exponential, which could overflow there.
-    decay = torch.where(reach, elapsed[..., :, None] - elapsed[..., None, :], -torch.inf).exp()
-    since_start, until_end = elapsed.exp(), (elapsed[..., -1:] - elapsed).exp()
-    if restart is not None:
-        since_start, until_end = since_start * from_start, until_end * to_end
+    # What is left at step t of step r: exp of the log decays after r and up to t. Summed for every r anew, and not as a
+    # difference of two sums from the start, which would be less exact and feel what earlier documents decay.
+    between = torch.where(causal.tril(-1), log_decays[..., None], 0).cumsum(-2)
+    decay = torch.where(reach, between, -torch.inf).exp()  # [B, A, chunks, C, C]
 
     written = torch.cat([keys, values, torch.ones_like(keys[..., :1])], -1)
-    writes = (weights * until_end[..., None]).mT @ written  # [B, A, chunks, N, 2 D + 1]
+    writes = (weights * decay[..., -1, :, None]).mT @ written  # [B, A, chunks, N, 2 D + 1]
     traces = []
     for index in range(writes.shape[2]):
         traces.append(trace)

@@ -14,6 +14,7 @@ from hf_engram import (
     EnnForSequenceClassification,
     EnnModel,
 )
+from hf_engram.attention_enn import AttentionState
 
 BOOKS = Path(__file__).parent.parent / "model_cards" / "enn-books"
 # Weights large enough, and a trace strong enough, that a state that is lost or doubled changes every logit.
@@ -33,7 +34,15 @@ ARCHITECTURES = {
     "clipped": {"trace_clip": 0.15},
     "without_layer_norm": {"use_layer_norm": False},
     "gated": {"integrator": "gated", "num_hidden_layers": 2},
+    "mixer": {"layer_types": ["engram_mixer"] * 2, "num_hidden_layers": 2, "num_attention_heads": 2},
+    "hybrid": {
+        "layer_types": ["engram_mixer", "full_attention", "engram", "sliding_attention"],
+        "num_hidden_layers": 4,
+        "num_attention_heads": 2,
+        "sliding_window": 5,
+    },
 }
+CELLS = {name: fields for name, fields in ARCHITECTURES.items() if "layer_types" not in fields}
 TINY_IMAGES = {"image_sequence": "row", "image_size": 8, "patch_size": 4, "num_channels": 3}
 IMAGE_SEQUENCES = {
     "row": {},
@@ -80,8 +89,17 @@ def left_padded(lengths, pad_token_id=1):
 
 
 def state(past_key_values, rows=slice(None)):
-    """Hidden state and trace of every layer."""
-    return [tensor[rows] for layer in past_key_values.layers for tensor in layer.state]
+    """What every layer carries: of attention, what can be seen of each row."""
+    tensors = []
+    for layer in past_key_values.layers:
+        values = layer.state._replace(**{name: value[rows] for name, value in layer.state._asdict().items()})
+        if isinstance(values, AttentionState):
+            for row, positions in enumerate(values.positions):
+                seen = positions >= 0
+                tensors += [values.keys[row, :, seen], values.values[row, :, seen], positions[seen], values.length[row]]
+        else:
+            tensors += values
+    return tensors
 
 
 def close(actual, expected, tolerance=1e-10):

@@ -206,16 +206,16 @@ def test_memory_of_a_single_step_is_float32_under_autocast():
 def test_trace_shared_by_the_batch_equals_definition(batch, trace_clip, noise, dtype):
     case = make_case(9, batch=batch, dtype=dtype, trace_clip=trace_clip)
     shared = case.state.trace[:1].detach().expand(batch, -1, -1)
-    case = case._replace(
-        state=case.state._replace(trace=shared), settings=case.settings._replace(trace_scope="batch")
-    )
+    case = case._replace(state=case.state._replace(trace=shared), settings=case.settings._replace(trace_scope="batch"))
     noises = torch.randn(9, SLOTS, WIDTH, dtype=dtype) * 0.01 if noise else None
     leaves = [leaf for leaf in case.leaves() if leaf is not shared]
     results = []
     for scan in (enn_scan, enn_loop):
         result = scan(*case, noises)
         values = [result.outputs, result.recall, result.encodings, *result.state]
-        loss = sum((value * torch.linspace(-1, 1, value.numel(), dtype=dtype).view(value.shape)).sum() for value in values)
+        loss = sum(
+            (value * torch.linspace(-1, 1, value.numel(), dtype=dtype).view(value.shape)).sum() for value in values
+        )
         results.append(values + list(torch.autograd.grad(loss, leaves)))
     for ours, definition in zip(*results, strict=True):
         assert (ours - definition).abs().max() <= TOLERANCES[dtype] * definition.abs().max()

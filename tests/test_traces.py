@@ -6,7 +6,7 @@ import threading
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, close, left_padded, same, tiny_inputs, tiny_model, tokens
+from helpers import ARCHITECTURES, CELLS, close, left_padded, same, tiny_inputs, tiny_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from benchmarks.recording import main
@@ -14,7 +14,7 @@ from hf_engram import EnnForImageClassification, EnnForSequenceClassification, E
 from hf_engram.ops_enn import memory_step
 from hf_engram.traces import Recorder, record
 
-architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+architectures = pytest.mark.parametrize("architecture", CELLS.values(), ids=CELLS)
 CHECKPOINT = "model_cards/enn-books"
 
 
@@ -445,3 +445,8 @@ def test_cost_of_recording_is_measured_by_a_command(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["recording", "--rounds", "2", "--new_tokens", "5"])
     main()
     assert re.search(r"time recorded / plain: \d+\.\d+ \(.*reading 15 tokens", capsys.readouterr().out, re.DOTALL)
+
+
+def test_layers_that_cannot_be_recorded_are_named():
+    with pytest.raises(NotImplementedError, match=r"layer_types holds \['engram_mixer', 'full_attention'"):
+        Recorder(tiny_model(**ARCHITECTURES["hybrid"]))

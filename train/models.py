@@ -12,16 +12,25 @@ from hf_engram import EnnForCausalLM, EnnForImageClassification
 
 from .baselines import BASELINES, BaselineForCausalLM, BaselineForImageClassification
 
-ARCHITECTURES = ("enn", *BASELINES)
+# Types of the layers, repeated until there are as many as the model has.
+LAYER_TYPES = {
+    "enn": ("engram",),
+    "mixer": ("engram_mixer",),
+    "hybrid": ("engram_mixer", "sliding_attention"),
+    "transformer": ("sliding_attention",),
+}
+ARCHITECTURES = (*LAYER_TYPES, *BASELINES)
 TOLERANCE = 0.02
 BROADEST = 1 << 16
 # What `parameters` solves for, one after the other.
 WIDTHS = {
     "enn": ("integrator_size",),
+    "mixer": ("hidden_size", "intermediate_size"),
+    "hybrid": ("hidden_size", "intermediate_size"),
+    "transformer": ("hidden_size", "intermediate_size"),
     "rnn": ("hidden_size",),
     "gru": ("hidden_size",),
     "lstm": ("hidden_size",),
-    "transformer": ("hidden_size", "intermediate_size"),
 }
 MODEL_CLASSES = {
     "language": (EnnForCausalLM, BaselineForCausalLM),
@@ -40,8 +49,11 @@ ENN_ONLY = (
     "recall_temperature",
     "sparsity_strength",
     "recall_entropy_weight",
+    "num_attention_heads",
+    "conv_kernel",
+    "intermediate_size",
+    "sliding_window",
 )
-BASELINE_ONLY = ("architecture", "num_attention_heads", "attention_window")
 
 
 @dataclass
@@ -53,27 +65,30 @@ class ModelArguments:
     architecture: str = field(
         default="enn",
         metadata={
-            "help": "The layers: 'enn', or a baseline between the same embeddings and head.",
+            "help": "The layers: 'enn', the paper's cell; 'mixer', a memory that trains in parallel; 'hybrid', mixers "
+            "and attention by turns; or a baseline between the same embeddings and head.",
             "choices": ARCHITECTURES,
         },
     )
     parameters: int | None = field(
         default=None,
         metadata={
-            "help": "Choose the width so that the model has this many parameters, within 2 %%: integrator_size of the "
-            "ENN, hidden_size of a baseline (and intermediate_size of the Transformer). None: the widths below."
+            "help": "Choose the width so that the model has this many parameters, within 2 %%: integrator_size of "
+            "the ENN, hidden_size of all others (and intermediate_size where there is one). None: the widths below."
         },
     )
     hidden_size: int = field(default=256, metadata={"help": "Width of the hidden state and of every memory slot."})
     num_hidden_layers: int = field(default=1, metadata={"help": "Stacked layers."})
     residual: bool = field(
-        default=False, metadata={"help": "Wrap each layer in a pre-norm residual block; the Transformer always does."}
+        default=False, metadata={"help": "Wrap each layer in a pre-norm block, as mixers and attention always are."}
     )
     hidden_dropout: float = field(default=0.1, metadata={"help": "Dropout on the output of every layer."})
     embedding_dropout: float = field(default=0.1, metadata={"help": "Dropout on the input of the first layer."})
     initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of embeddings and heads."})
 
-    memory_size: int = field(default=64, metadata={"help": "ENN: slots of the bank and of the trace."})
+    memory_size: int = field(
+        default=64, metadata={"help": "ENN: slots of the bank and of the trace; mixer: the same, of every head."}
+    )
     integrator: str = field(
         default="recurrent",
         metadata={"help": "ENN: 'recurrent', the paper's, or 'gated', which moves the hidden state by a gated step."},
@@ -102,9 +117,15 @@ class ModelArguments:
     recall_entropy_weight: float = field(
         default=0.0, metadata={"help": "ENN: weight of recall's mean entropy in the training loss."}
     )
-    num_attention_heads: int = field(default=4, metadata={"help": "Transformer: attention heads."})
-    attention_window: int = field(
-        default=1024, metadata={"help": "Transformer: tokens that attention looks back on, and keeps as its state."}
+    num_attention_heads: int = field(default=4, metadata={"help": "Mixer, attention: heads of a layer."})
+    conv_kernel: int = field(
+        default=4, metadata={"help": "Mixer: tokens that its convolution reads, the token at hand included."}
+    )
+    intermediate_size: int | None = field(
+        default=None, metadata={"help": "Mixer, attention: width of the feed-forward layer. None: 8/3 of hidden_size."}
+    )
+    sliding_window: int = field(
+        default=1024, metadata={"help": "Attention: tokens that it looks back on, and keeps as its state."}
     )
 
     def __post_init__(self) -> None:
@@ -150,13 +171,16 @@ def make_model(model_args: ModelArguments, task: str, **fields: Any) -> PreTrain
         task: "language" or "images": which head it has.
         **fields: further fields of the config, set by the data.
     """
-    is_enn = model_args.architecture == "enn"
+    types = LAYER_TYPES.get(model_args.architecture)
     values = {**dataclasses.asdict(model_args), **fields}
     parameters = values.pop("parameters")
     values.pop("raw_token_ids", None)
-    without_effect = BASELINE_ONLY if is_enn else ENN_ONLY
-    values = {name: value for name, value in values.items() if name not in without_effect}
-    model_class = MODEL_CLASSES[task][0 if is_enn else 1]
+    if types is None:
+        values = {name: value for name, value in values.items() if name not in ENN_ONLY}
+    else:
+        del values["architecture"]
+        values["layer_types"] = [types[index % len(types)] for index in range(model_args.num_hidden_layers)]
+    model_class = MODEL_CLASSES[task][1 if types is None else 0]
 
     def make(**width: int) -> PreTrainedModel:
         return model_class(model_class.config_class(**{**values, **width}))

@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import DynamicCache, EvalPrediction, PreTrainedConfig, PreTrainedModel
+from transformers import EvalPrediction, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.trainer_utils import EvalLoopOutput
+
+from hf_engram import EnnConfig
+from hf_engram.cache_enn import empty_state
 
 from .checkpoints import CheckpointTrainer
 from .models import ModelArguments
@@ -32,8 +35,12 @@ class RecipeTrainer(CheckpointTrainer):
         self.make_model = make_model
 
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        """All matrices but the bank: recall compares directions, decay would only shrink slots beside the trace."""
-        return [name for name in super().get_decay_parameter_names(model) if not name.endswith("memory_bank")]
+        """All matrices but banks: recall compares directions, decay would only shrink slots beside the trace."""
+        matrices = {name for name, weight in model.named_parameters() if weight.ndim > 1}
+        banks = ("memory_bank", "bank_keys", "bank_values")
+        return [
+            name for name in super().get_decay_parameter_names(model) if name in matrices and not name.endswith(banks)
+        ]
 
 
 class LanguageTrainer(RecipeTrainer):
@@ -198,12 +205,13 @@ def save_state(past_key_values: Cache, path: str | Path) -> None:
     save_file(tensors, path)
 
 
-def load_state(path: str | Path, config: PreTrainedConfig, device: torch.device) -> DynamicCache:
+def load_state(path: str | Path, config: EnnConfig, device: torch.device) -> Cache:
     """Read what [`save_state`] wrote for a model with this config."""
     tensors = load_file(path)
-    cache = DynamicCache(config=config)
+    cache = empty_state(config)
     for index, layer in enumerate(cache.layers):
-        layer.store([tensors[f"{index}.{name}"].to(device) for name in layer.recurrent_states], 0)
+        values = [tensors[f"{index}.{name}"].to(device) for name in layer.recurrent_states]
+        layer.store(layer.state_class(*values), 0)
     return cache
 
 

@@ -21,7 +21,7 @@ from train.models import LanguageModelArguments
 from train.streams import TextStreams, collate
 
 DEBUG = "train/configs/debug.yaml"
-OWN_OPTIONS = {"architecture", "parameters", "num_attention_heads", "attention_window", "raw_token_ids"}
+OWN_OPTIONS = {"architecture", "parameters", "num_attention_heads", "sliding_window", "raw_token_ids"}
 
 
 def whole_text(text, rows=1):
