@@ -83,21 +83,22 @@ class EngramMixer(nn.Module):
         inputs, tail = convolution(x, state.tail.to(x.dtype), self.conv_weight.to(x.dtype), masks)
         inputs = F.silu(inputs)
         precise = state_dtype(x.dtype)
+        reads = self._reads(inputs, precise, masks, plastic)
         with torch.autocast(x.device.type, enabled=False):
-            recalled, recall, trace = self._remember(inputs, state.trace.to(precise), masks, plastic, slots)
+            recalled, recall, trace = self._remember(reads, state.trace.to(precise), masks.restart, slots)
         recalled = self.output_norm(recalled.transpose(1, 2).to(inputs.dtype)).flatten(2)
         outputs = self.o_proj(recalled * F.silu(self.gate_proj(inputs)))
         return outputs, recall.transpose(1, 2), trace, MixerState(tail, trace)
 
     def _remember(
-        self, inputs: Tensor, trace: Tensor, masks: StepMasks, plastic: bool, slots: Tensor | None
+        self, reads: MixerReads, trace: Tensor, restart: Tensor | None, slots: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Recalled memory `[B, A, T, D]`, recall weights `[B, A, T, N]` and the trace after the last step."""
-        reads, bank = self._reads(inputs, trace.dtype, masks, plastic), self.bank(trace.dtype)
+        bank = self.bank(trace.dtype)
         if slots is None:
-            return mixer_memory_scan(reads, trace, bank, masks.restart)
+            return mixer_memory_scan(reads, trace, bank, restart)
         bank = bank._replace(keys=bank.keys[:, slots], values=bank.values[:, slots])
-        recalled, recall, new_trace = mixer_memory_scan(reads, trace[:, :, slots], bank, masks.restart)
+        recalled, recall, new_trace = mixer_memory_scan(reads, trace[:, :, slots], bank, restart)
         index = slots.nonzero().squeeze(-1)
         recall = recall.new_zeros(*recall.shape[:3], len(slots)).index_copy(3, index, recall)
         return recalled, recall, trace.index_copy(2, index, new_trace)

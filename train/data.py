@@ -22,7 +22,6 @@ from .vocabulary import END_OF_TEXT, SMALLEST_VOCABULARY
 
 ROW_KINDS = ("lines", "documents")
 MODES = ("blocks", "streams")
-TOKENIZERS = ("bpe", "words")
 HELD_OUT = ("validation", "test")
 
 
@@ -64,8 +63,7 @@ class DataArguments:
         default="bpe",
         metadata={
             "help": "'bpe': byte-level BPE, trained on the text. 'words': every lower-cased word of all splits is a "
-            "token, as in the paper.",
-            "choices": TOKENIZERS,
+            "token, as in the paper. Else the tokenizer of a model: a local folder, or a name on the Hub."
         },
     )
     vocab_size: int = field(
@@ -100,7 +98,6 @@ class DataArguments:
             raise ValueError("validation_files and test_files go with train_files; a dataset brings its own splits.")
         self._require("rows", self.rows in ROW_KINDS, f"one of {ROW_KINDS}")
         self._require("mode", self.mode in MODES, f"one of {MODES}")
-        self._require("tokenizer", self.tokenizer in TOKENIZERS, f"one of {TOKENIZERS}")
         self._require("shuffle_buffer", self.shuffle_buffer >= 1, "a positive integer")
         self._require("block_size", self.block_size >= 1, "a positive integer")
         self._require("vocab_size", self.vocab_size >= SMALLEST_VOCABULARY, f"{SMALLEST_VOCABULARY} or more")
@@ -108,7 +105,7 @@ class DataArguments:
 
         if self.streaming:
             self._require("mode", self.mode == "blocks", "'blocks', with streaming")
-            self._require("tokenizer", self.tokenizer == "bpe", "'bpe', with streaming")
+            self._require("tokenizer", self.tokenizer != "words", "'bpe' or a model's, with streaming")
             self._require("train_files", self.train_files is None, "None (a dataset_name), with streaming")
 
     def source(self) -> DataSource:

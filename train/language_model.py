@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
 from hf_engram.hub import TrainingRun, save_for_hub, write_card
@@ -116,10 +117,8 @@ def build_trainer(
         raise ValueError(f"max_steps is {training_args.max_steps}; allowed: a positive integer, with streaming.")
     with training_args.main_process_first():
         text = load_text(data_args)
-        if tokenizer is None and data_args.tokenizer == "words":
-            tokenizer = word_tokenizer(text.values())
-        elif tokenizer is None:
-            tokenizer = train_tokenizer(text["train"], data_args.vocab_size)
+        if tokenizer is None:
+            tokenizer = find_tokenizer(data_args, text)
         whole = {split: rows for split, rows in text.items() if split != "train" or not data_args.streaming}
         texts = {split: tokenize(rows, tokenizer) for split, rows in whole.items()}
 
@@ -159,6 +158,23 @@ def build_trainer(
         steps = training_args.memory_steps, training_args.memory_plot_steps
         trainer.add_callback(RecordMemory(trainer.log, {"input_ids": some["input_ids"]}, *steps))
     return trainer, held_out
+
+
+def find_tokenizer(data_args: DataArguments, text: dict[str, Dataset | IterableDataset]) -> PreTrainedTokenizerBase:
+    """The tokenizer that the options ask for, trained on the text if need be.
+
+    Raises:
+        ValueError: it has no token that begins a document, or none for padding.
+    """
+    if data_args.tokenizer == "words":
+        return word_tokenizer(text.values())
+    if data_args.tokenizer == "bpe":
+        return train_tokenizer(text["train"], data_args.vocab_size)
+    tokenizer = AutoTokenizer.from_pretrained(data_args.tokenizer)
+    missing = [name for name in ("bos_token", "pad_token") if getattr(tokenizer, name) is None]
+    if missing:
+        raise ValueError(f"tokenizer is {data_args.tokenizer!r}, which has no {' and no '.join(missing)}.")
+    return tokenizer
 
 
 def describe(

@@ -77,6 +77,9 @@ class ModelArguments:
             "the ENN, hidden_size of all others (and intermediate_size where there is one). None: the widths below."
         },
     )
+    count_embeddings: bool = field(
+        default=True, metadata={"help": "Whether `parameters` counts token embeddings, which grow with the width, too."}
+    )
     hidden_size: int = field(default=256, metadata={"help": "Width of the hidden state and of every memory slot."})
     num_hidden_layers: int = field(default=1, metadata={"help": "Stacked layers."})
     residual: bool = field(
@@ -173,7 +176,7 @@ def make_model(model_args: ModelArguments, task: str, **fields: Any) -> PreTrain
     """
     types = LAYER_TYPES.get(model_args.architecture)
     values = {**dataclasses.asdict(model_args), **fields}
-    parameters = values.pop("parameters")
+    parameters, count_embeddings = values.pop("parameters"), values.pop("count_embeddings")
     values.pop("raw_token_ids", None)
     if types is None:
         values = {name: value for name, value in values.items() if name not in ENN_ONLY}
@@ -185,19 +188,26 @@ def make_model(model_args: ModelArguments, task: str, **fields: Any) -> PreTrain
     def make(**width: int) -> PreTrainedModel:
         return model_class(model_class.config_class(**{**values, **width}))
 
-    return make(**({} if parameters is None else solve_widths(make, WIDTHS[model_args.architecture], parameters)))
+    if parameters is None:
+        return make()
+
+    def count(**widths: int) -> int:
+        with torch.device("meta"):  # the model is not made
+            return make(**widths).num_parameters(exclude_embeddings=not count_embeddings)
+
+    return make(**solve_widths(count, WIDTHS[model_args.architecture], parameters))
 
 
-def solve_widths(make: Callable[..., PreTrainedModel], names: tuple[str, ...], parameters: int) -> dict[str, int]:
-    """The widths, found one after the other, at which `make(**widths)` comes closest to a number of parameters.
+def solve_widths(count: Callable[..., int], names: tuple[str, ...], parameters: int) -> dict[str, int]:
+    """The widths, found one after the other, at which `count(**widths)` comes closest to a number of parameters.
 
     Raises:
         ValueError: none comes within 2 %.
     """
     widths: dict[str, int] = {}
     for name in names:
-        widths[name] = closest_width(lambda width, name=name: count(make, **{**widths, name: width}), parameters)
-    found = count(make, **widths)
+        widths[name] = closest_width(lambda width, name=name: count(**{**widths, name: width}), parameters)
+    found = count(**widths)
     if abs(found - parameters) > TOLERANCE * parameters:
         raise ValueError(
             f"parameters is {parameters:,}: the closest model, with {widths}, has {found:,}; allowed: within 2 %."
@@ -214,9 +224,3 @@ def closest_width(count_at: Callable[[int], int], parameters: int) -> int:
         middle = (low + high) // 2
         low, high = (middle, high) if count_at(middle) < parameters else (low, middle)
     return min((low, high), key=lambda width: abs(count_at(width) - parameters))
-
-
-def count(make: Callable[..., PreTrainedModel], **widths: int) -> int:
-    """Parameters of a model that is not made."""
-    with torch.device("meta"):
-        return make(**widths).num_parameters()

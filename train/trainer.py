@@ -106,13 +106,18 @@ class LanguageTrainer(RecipeTrainer):
         Returns:
             metrics `loss`: mean negative log-likelihood of a token, in nats; `perplexity`: its exponential;
             `word_perplexity`: the exponential of the sum over tokens divided by the number of words
-            ([`TokenizedText.words`]), which compares models with different tokenizers.
+            ([`TokenizedText.words`]), which compares models with different tokenizers; `loss_from_<p>`: the mean over
+            tokens after which at least p tokens of their document were read, and fewer than the next such p: a quarter
+            of a segment, a segment, four segments.
         """
         model, dataset = self.model, dataloader.dataset
         self.callback_handler.eval_dataloader = dataloader
         model.eval()
         state = None
-        total = torch.zeros((), dtype=torch.float64)
+        segment = dataset.segment_size
+        edges = sorted({max(segment // 4, 1), segment, 4 * segment})
+        borders = torch.tensor(edges, device=self.args.device)
+        sums, counts = torch.zeros(2, len(edges) + 1, dtype=torch.float64)
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
@@ -120,21 +125,25 @@ class LanguageTrainer(RecipeTrainer):
                     batch["input_ids"], position_ids=batch["position_ids"], past_key_values=state, use_cache=True
                 )
             state = outputs.past_key_values
+            targets = batch["shift_labels"].flatten()
             losses = F.cross_entropy(
-                outputs.logits.flatten(0, 1).float(),
-                batch["shift_labels"].flatten(),
-                ignore_index=IGNORED_LABEL,
-                reduction="sum",
+                outputs.logits.flatten(0, 1).float(), targets, ignore_index=IGNORED_LABEL, reduction="none"
             )
-            total += losses.double().cpu()
+            place = torch.bucketize(batch["position_ids"].flatten(), borders, right=True)
+            sums += torch.bincount(place, losses.double(), len(sums)).cpu()
+            counts += torch.bincount(place[targets != IGNORED_LABEL], minlength=len(sums)).cpu()
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
 
-        loss = total.item() / dataset.num_targets
+        total = sums.sum().item()
         metrics = {
-            f"{metric_key_prefix}_loss": loss,
-            f"{metric_key_prefix}_perplexity": perplexity(loss),
-            f"{metric_key_prefix}_word_perplexity": perplexity(total.item() / dataset.text.words),
+            "loss": total / dataset.num_targets,
+            "perplexity": perplexity(total / dataset.num_targets),
+            "word_perplexity": perplexity(total / dataset.text.words),
         }
+        for edge, nats, count in zip([0, *edges], sums.tolist(), counts.tolist(), strict=True):
+            if count:
+                metrics[f"loss_from_{edge}"] = nats / count
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 
 

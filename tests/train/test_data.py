@@ -194,7 +194,7 @@ def test_padding_is_no_target():
         ({"dataset_name": "a", "rows": "words"}, "rows is 'words'; allowed: one of"),
         ({"dataset_name": "a", "block_size": 0}, "block_size is 0; allowed: a positive integer"),
         ({"dataset_name": "a", "vocab_size": 100}, "vocab_size is 100; allowed: 258 or more"),
-        ({"dataset_name": "a", "tokenizer": "letters"}, "tokenizer is 'letters'; allowed: one of"),
+        ({"dataset_name": "a", "tokenizer": "words", "streaming": True}, "tokenizer is 'words'; allowed: 'bpe' or a"),
         ({"dataset_name": "a", "streaming": True, "mode": "streams"}, "mode is 'streams'; allowed: 'blocks', with str"),
         ({"train_files": ["a"], "streaming": True}, "train_files is .*; allowed: None"),
         ({"dataset_name": "a", "shuffle_buffer": 0}, "shuffle_buffer is 0; allowed: a positive integer"),

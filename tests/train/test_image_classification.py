@@ -11,6 +11,7 @@ from transformers import AutoImageProcessor, AutoModelForImageClassification, pi
 from train.checkpoints import find_checkpoint
 from train.image_classification import build_trainer, parse, run
 from train.images import load_images
+from train.models import ARCHITECTURES
 
 COLOUR = ["--image_mean", "0.5", "0.5", "0.5", "--image_std", "0.3", "0.3", "0.3"]
 CHANGED = ["--random_shift", "1", "--random_flip", "true"]
@@ -36,7 +37,7 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tmp_path, capsys):
     assert sum(right) / len(right) == results["test_accuracy"]
 
 
-@pytest.mark.parametrize("architecture", ["enn", "lstm", "transformer"])
+@pytest.mark.parametrize("architecture", ["enn", "mixer", "lstm", "transformer"])
 @pytest.mark.parametrize("stop", [4, 7])
 def test_a_resumed_run_is_the_unbroken_run(architecture, stop, tmp_path):
     options = [*CHECKPOINTS, *CHANGED, "--architecture", architecture, "--classifier_dropout", "0.2"]
@@ -71,9 +72,9 @@ def test_accumulated_batches_are_the_big_batch(tmp_path):
     assert small == pytest.approx(big, rel=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["enn", "rnn", "gru", "lstm", "transformer"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains_in_bfloat16(architecture, tmp_path):
-    options = ["--architecture", architecture, "--bf16", "true", "--residual", str(architecture == "transformer")]
+    options = ["--architecture", architecture, "--bf16", "true"]
     assert run(*debug_images_run(tmp_path, *options))["test_accuracy"] > 0.4
 
 

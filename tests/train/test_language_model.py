@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,11 +18,11 @@ from hf_engram import EnnConfig
 from hf_engram.hub_folder import find_problems
 from train.checkpoints import find_checkpoint
 from train.language_model import build_trainer, parse, run
-from train.models import LanguageModelArguments
+from train.models import ARCHITECTURES, LanguageModelArguments
 from train.streams import TextStreams, collate
 
 DEBUG = "train/configs/debug.yaml"
-OWN_OPTIONS = {"architecture", "parameters", "num_attention_heads", "sliding_window", "raw_token_ids"}
+OWN_OPTIONS = {"architecture", "parameters", "count_embeddings", "raw_token_ids"}
 
 
 def whole_text(text, rows=1):
@@ -128,6 +129,36 @@ def test_perplexity_is_that_of_one_pass_over_the_whole_text(tmp_path):
     assert metrics["test_word_perplexity"] == pytest.approx(math.exp(losses.sum().item() / words), rel=1e-5)
 
 
+def test_losses_are_told_apart_by_how_much_of_the_document_was_read(tmp_path):
+    trainer, texts = build_trainer(*debug_run(tmp_path))
+    text = TextStreams(texts["test"].text, 3, 8, texts["test"].document_start)
+    metrics = trainer.evaluate(text, metric_key_prefix="test")
+    names = [f"test_loss_from_{place}" for place in (0, 2, 8, 32)]
+    assert [name for name in metrics if "from" in name] == names
+
+    examples = [text[index] for index in range(len(text))]
+    places = np.concatenate([example["position_ids"] for example in examples])
+    counts = np.histogram(places, [0, 2, 8, 32, places.max() + 1])[0]
+    assert counts.all()
+    mean = sum(count * metrics[name] for count, name in zip(counts, names, strict=True)) / counts.sum()
+    assert mean == pytest.approx(metrics["test_loss"], rel=1e-6)
+
+
+def test_the_tokenizer_of_a_model_is_used_as_it_is(tmp_path):
+    trainer, _ = build_trainer(*debug_run(tmp_path, "--tokenizer", "model_cards/enn-books"))
+    books = AutoTokenizer.from_pretrained("model_cards/enn-books")
+    assert trainer.model.config.vocab_size == len(books)
+    assert trainer.processing_class.get_vocab() == books.get_vocab()
+
+
+def test_a_tokenizer_without_padding_is_refused(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained("model_cards/enn-books")
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(ValueError, match=r"tokenizer is '.*tokenizer', which has no pad_token"):
+        build_trainer(*debug_run(tmp_path, "--tokenizer", str(tmp_path / "tokenizer")))
+
+
 def test_streams_train_on_from_the_state_of_the_last_batch(tmp_path):
     # At learning rate 0 the losses of the segments are those of one pass over every stream.
     options = ["--mode", "streams", "--learning_rate", "0", "--max_steps", "5", "--logging_steps", "1"]
@@ -159,6 +190,7 @@ MODES = {
     "streams": ["--mode", "streams"],
     "gru": ["--mode", "streams", "--architecture", "gru"],
     "transformer": ["--mode", "streams", "--architecture", "transformer"],
+    "mixer": ["--mode", "streams", "--architecture", "mixer"],
     "streaming": ["--streaming", "true", "--shuffle_buffer", "20"],
 }
 
@@ -167,7 +199,7 @@ MODES = {
     ("mode", "stop"),
     [
         *itertools.product(("blocks", "streams"), (4, 6, 7)),
-        *itertools.product(("gru", "transformer", "streaming"), (7,)),
+        *itertools.product(("gru", "transformer", "mixer", "streaming"), (7,)),
     ],
 )
 def test_a_resumed_run_is_the_unbroken_run(mode, stop, tmp_path):
@@ -206,7 +238,7 @@ def test_accumulated_blocks_are_the_big_batch(tmp_path):
     assert small == pytest.approx(big, rel=1e-4)
 
 
-@pytest.mark.parametrize("architecture", ["enn", "rnn", "gru", "lstm", "transformer"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains_in_bfloat16_streams(architecture, tmp_path):
     options = ["--architecture", architecture, "--bf16", "true", "--mode", "streams", "--hidden_size", "24"]
     results = run(*debug_run(tmp_path, *options))
