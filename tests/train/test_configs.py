@@ -51,8 +51,12 @@ def test_a_comparison_is_on_equal_terms(config):
     counts = [
         make(arguments).num_parameters(exclude_embeddings=not arguments[0].count_embeddings)
         for arguments in runs.values()
+        if arguments[0].parameters is not None
     ]
-    assert max(counts) - min(counts) <= 0.04 * min(counts)
+    if counts:  # but for one file, which repeats the sizes of another work and says so
+        assert max(counts) - min(counts) <= 0.04 * min(counts)
+    else:
+        assert "sizes are his, not equal" in config.read_text()
     assert len({str(arguments[1]) for arguments in runs.values()}) == 1
     schedules = {(args.learning_rate, args.num_train_epochs, args.train_batch_size) for _, _, args in runs.values()}
     assert len(schedules) == 1
