@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,7 +21,7 @@ from transformers.cache_utils import (
 )
 
 from .attention_enn import AttentionState
-from .configuration_enn import EnnConfig
+from .configuration_enn import ATTENTION_LAYER_TYPES, EnnConfig
 from .ops_enn import CellState
 from .ops_mixer_enn import MixerState
 
@@ -182,6 +183,16 @@ def own_layers(past_key_values: Cache) -> Cache:
         if isinstance(layer, (DynamicLayer, StaticLayer)) and layer.get_seq_length() == 0:
             past_key_values.layers[index] = AttentionCacheLayer()
     return past_key_values
+
+
+def are_of_types(layers: Sequence[CacheLayerMixin], layer_types: list[str]) -> bool:
+    """Whether the layers of a cache are those of a model with these layer types.
+
+    Told by their names and not by `isinstance`: where several copies of this code are loaded (each repository on the
+    Hub brings its own), transformers makes the cache layers of the copy that was imported last.
+    """
+    wanted = [AttentionCacheLayer._layer_type if name in ATTENTION_LAYER_TYPES else name for name in layer_types]
+    return [getattr(layer, "_layer_type", "") for layer in layers] == wanted
 
 
 def empty_state(config: EnnConfig) -> DynamicCache:

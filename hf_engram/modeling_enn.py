@@ -20,7 +20,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .cache_enn import empty_state, own_layers
+from .cache_enn import are_of_types, empty_state, own_layers
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
 from .layers_enn import EnnBlock, EnnCell, EnnLayer, Pooling, make_layer
@@ -240,10 +240,7 @@ class EnnModel(EnnPreTrainedModel):
 
     def _check_state(self, past_key_values: Cache, batch: int) -> None:
         layers = own_layers(past_key_values).layers if isinstance(past_key_values, Cache) else ()
-        wanted = [layer._layer_type for layer in empty_state(self.config).layers]
-        # Not isinstance: where several copies of this code are loaded (each repository on the Hub brings its own),
-        # transformers makes the cache layers of the copy that was imported last.
-        if [getattr(layer, "_layer_type", "") for layer in layers] != wanted:
+        if not are_of_types(layers, self.config.layer_types):
             raise ValueError(
                 f"past_key_values ({type(past_key_values).__name__}) is not the state of this model: make an empty one "
                 "with `DynamicCache(config=model.config)`, or pass what the model returned."
