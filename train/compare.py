@@ -208,21 +208,21 @@ def draw(comparison: Comparison, path: Path) -> None:
     axis = figure.subplots()
     for index, model in enumerate(comparison.models):
         curves = [curve(comparison.folder(model, seed), name) for seed in comparison.seeds]
-        for epochs, values in curves:
-            axis.plot(epochs, values, color=f"C{index}", alpha=0.35, linewidth=0.8)
-        shortest = min(len(values) for _, values in curves)
-        mean = np.mean([values[:shortest] for _, values in curves], 0)
-        axis.plot(curves[0][0][:shortest], mean, color=f"C{index}", label=model)
+        for points in curves:
+            axis.plot(*zip(*points.items(), strict=True), color=f"C{index}", alpha=0.35, linewidth=0.8)
+        # A run that was interrupted has evaluations that the others lack.
+        shared = [epoch for epoch in curves[0] if all(epoch in points for points in curves)]
+        means = [np.mean([points[epoch] for points in curves]) for epoch in shared]
+        axis.plot(shared, means, color=f"C{index}", label=model)
     axis.set(xlabel="epoch", ylabel=name.replace("_", " "))
     axis.legend()
     figure.savefig(path, dpi=120)
 
 
-def curve(folder: Path, name: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of a metric that a run logged."""
+def curve(folder: Path, name: str) -> dict[float, float]:
+    """For every epoch at which a run logged a metric, its value."""
     history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
-    points = [(entry["epoch"], entry[name]) for entry in history if name in entry]
-    return [epoch for epoch, _ in points], [value for _, value in points]
+    return {entry["epoch"]: entry[name] for entry in history if name in entry}
 
 
 def compare(comparison: Comparison) -> dict[str, Any]:
