@@ -65,7 +65,7 @@ class EngramMixer(nn.Module):
         masks: StepMasks = NO_MASKS,
         plastic: bool = True,
         slots: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, MixerState]:
+    ) -> tuple[Tensor, Tensor, Tensor, MixerReads, MixerState]:
         """Run over `x` `[B, T, H]`.
 
         Args:
@@ -75,8 +75,8 @@ class EngramMixer(nn.Module):
             slots: bool `[N]`, the slots that take part; `None` for all.
 
         Returns:
-            outputs `[B, T, H]`, recall weights `[B, T, heads, N]`, last trace `[B, heads, N, 2 * head_dim + 1]`, and
-            the state after the last step.
+            outputs `[B, T, H]`, recall weights `[B, T, heads, N]`, last trace `[B, heads, N, 2 * head_dim + 1]`, what
+            the steps asked and wrote, and the state after the last step.
         """
         state = self.initial_state(x) if state is None else state
         convolution = convolve_loop if selected_scan() == "definition" else convolve
@@ -84,20 +84,21 @@ class EngramMixer(nn.Module):
         inputs = F.silu(inputs)
         precise = state_dtype(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            recalled, recall, trace = self._remember(inputs, state.trace.to(precise), masks, plastic, slots)
+            reads = self._reads(inputs, precise, masks, plastic)
+            recalled, recall, trace = self._remember(reads, state.trace.to(precise), masks.restart, slots)
         recalled = self.output_norm(recalled.transpose(1, 2).to(inputs.dtype)).flatten(2)
         outputs = self.o_proj(recalled * F.silu(self.gate_proj(inputs)))
-        return outputs, recall.transpose(1, 2), trace, MixerState(tail, trace)
+        return outputs, recall.transpose(1, 2), trace, reads, MixerState(tail, trace)
 
     def _remember(
-        self, inputs: Tensor, trace: Tensor, masks: StepMasks, plastic: bool, slots: Tensor | None
+        self, reads: MixerReads, trace: Tensor, restart: Tensor | None, slots: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Recalled memory `[B, A, T, D]`, recall weights `[B, A, T, N]` and the trace after the last step."""
-        reads, bank = self._reads(inputs, trace.dtype, masks, plastic), self.bank(trace.dtype)
+        bank = self.bank(trace.dtype)
         if slots is None:
-            return mixer_memory_scan(reads, trace, bank, masks.restart)
+            return mixer_memory_scan(reads, trace, bank, restart)
         bank = bank._replace(keys=bank.keys[:, slots], values=bank.values[:, slots])
-        recalled, recall, new_trace = mixer_memory_scan(reads, trace[:, :, slots], bank, masks.restart)
+        recalled, recall, new_trace = mixer_memory_scan(reads, trace[:, :, slots], bank, restart)
         index = slots.nonzero().squeeze(-1)
         recall = recall.new_zeros(*recall.shape[:3], len(slots)).index_copy(3, index, recall)
         return recalled, recall, trace.index_copy(2, index, new_trace)

@@ -419,7 +419,7 @@ def test_recordings_introduce_themselves_briefly():
     [recording] = record(tiny_model(), tokens(1, 6))
     layer = recording.layers[0]
     assert repr(recording) == "Recording(tokens=6, layers=1)"
-    assert repr(layer) == "LayerRecording(layer=0, tokens=6, slots=8, width=16)"
+    assert repr(layer) == "CellRecording(layer=0, tokens=6, slots=8, width=16)"
     assert repr(layer.attribution) == "Attribution(tokens=6, exact=True)"
 
 
