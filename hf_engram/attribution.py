@@ -1,19 +1,28 @@
 """Where recalled memories came from: the parts of each, and their sizes.
 
-The recall of a step is linear in what the bank holds and in what was written before (η rate, s scale of the trace,
-λ = 1 - η, d decaying steps in between):
+What a step of a cell recalls is linear in what the bank holds and in what was written before (η rate, s scale of the
+trace, λ = 1 - η, d decaying steps in between):
 
     m_t = a_t M + s λ^d a_t A_0 + Σ_{r<t} R[t,r] z_r,    R[t,r] = s η λ^d (a_t · a_r)
 
 so that R says, exactly, how strongly the write of token r speaks in what token t recalls. An active clip breaks the
 linearity; what it changed is kept apart, in a part of its own.
 
-Letters in shapes: T tokens, H hidden width.
+What a head of a mixer recalls is a mean of bank values, carried-in values and past values (`ops_mixer_enn`):
+
+    m_t = Σ_n p_tn V_n + s Σ_n p_tn d_tn S⁰_n + Σ_{r<=t} R[t,r] v_r,
+    R[t,r] = s Σ_n p_tn d_trn w_rn,    p_tn = r_tn / (1 + s S¹_tn)
+
+with w write weights, r recall weights, S¹ the mass of the trace after the step, S⁰ the values of the trace that was
+carried in, d what is left after the decays in between. All weights are positive, and they sum to one.
+
+Letters in shapes: T tokens, H hidden width (of a head of a mixer: its width), N memory slots.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +33,7 @@ class Parts(NamedTuple):
 
     bank: Tensor  # [T], the learned slots
     carried: Tensor  # [T], the memory that was there before the first recorded token
-    tokens: Tensor  # [T, T], what the token of the column wrote; zero unless it came before the token of the row
+    tokens: Tensor  # [T, T], what the token of the column wrote; zero where the token of the row could not recall it
     clip: Tensor  # [T], what clipping the trace changed; zero where the attribution is exact
 
 
@@ -52,7 +61,7 @@ class Attribution:
     exact: Tensor
 
     def __repr__(self) -> str:
-        return f"Attribution(tokens={len(self.exact)}, exact={bool(self.exact.all())})"
+        return f"{type(self).__name__}(tokens={len(self.exact)}, exact={bool(self.exact.all())})"
 
     @cached_property
     def first_inexact(self) -> int | None:
@@ -90,3 +99,64 @@ class Attribution:
             tokens=self.coefficients * (direction @ self.encodings.T),
             clip=(self.clip * direction).sum(-1),
         )
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class HeadAttribution(Attribution):
+    """Where the memories that one head of a mixer recalled came from: a distribution over bank, past and tokens.
+
+    Always exact, and without a clip. `encodings` are the values that the tokens wrote, `coefficients` their weights in
+    the recalled mean, the token itself included: a mixer writes before it recalls.
+
+    Attributes:
+        bank_weight: weight of the learned slots in each recalled mean `[T]`.
+        carried_weight: weight of the memory that was there before the first recorded token `[T]`.
+    """
+
+    bank_weight: Tensor
+    carried_weight: Tensor
+
+    @cached_property
+    def share(self) -> Parts:
+        """Weight of each part in the recalled mean: none is negative, and the shares of a token sum to 1."""
+        return Parts(self.bank_weight, self.carried_weight, self.coefficients, torch.zeros_like(self.bank_weight))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MixerAttribution:
+    """Where the memories that a mixer recalled came from: the attribution of every head, and the mean over heads.
+
+    Attributes:
+        heads: one [`HeadAttribution`] per head.
+    """
+
+    heads: tuple[HeadAttribution, ...]
+    first_inexact: ClassVar[None] = None
+
+    def __repr__(self) -> str:
+        return f"MixerAttribution(tokens={len(self.exact)}, heads={len(self.heads)})"
+
+    @property
+    def exact(self) -> Tensor:
+        """Bool `[T]`: always `True`, nothing is clipped."""
+        return self.heads[0].exact
+
+    @cached_property
+    def coefficients(self) -> Tensor:
+        """The weight of what each token wrote in what each token recalled, `[T, T]`, mean over heads."""
+        return self.share.tokens
+
+    @cached_property
+    def share(self) -> Parts:
+        """Weight of each part, mean over heads: none is negative, and the shares of a token sum to 1."""
+        return mean_over_heads([head.share for head in self.heads])
+
+    @cached_property
+    def contribution(self) -> Parts:
+        """Each part projected on what was recalled ([`Attribution.contribution`]), mean over heads."""
+        return mean_over_heads([head.contribution for head in self.heads])
+
+
+def mean_over_heads(parts: Sequence[Parts]) -> Parts:
+    """The mean of the parts of several heads."""
+    return Parts(*(torch.stack(values).mean(0) for values in zip(*parts, strict=True)))

@@ -141,7 +141,10 @@ class EnnConfig(PreTrainedConfig):
     """
 
     model_type = "enn"
-    keys_to_ignore_at_inference = ["past_key_values", "hidden_states", "recall", "traces", "recall_entropy"]
+    keys_to_ignore_at_inference = [
+        *("past_key_values", "hidden_states"),
+        *("recall", "traces", "encodings", "reads", "recall_entropy"),
+    ]
 
     vocab_size: int | None = 32000
     hidden_size: int = 128

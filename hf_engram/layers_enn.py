@@ -7,13 +7,16 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_enn import CausalAttention
+from .attention_enn import AttentionState, CausalAttention
 from .configuration_enn import EnnConfig
 from .dispatch_enn import selected_scan
 from .mixer_enn import EngramMixer
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, state_dtype
+from .ops_mixer_enn import MixerState
 from .scan_enn import enn_scan
 from .wrapped_enn import weight_and_bias
+
+BlockState = MixerState | AttentionState
 
 
 class EnnCell(nn.Module):
@@ -197,15 +200,21 @@ class EnnBlock(GradientCheckpointingLayer):
         """
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         state = None if cache is None else cache.state
-        x, recall = self.input_norm(hidden_states), None
-        if isinstance(self.mixer, EngramMixer):
-            outputs, recall, _, state = self.mixer(x, state, masks, plastic, slots)
-        else:
-            outputs, state = self.mixer(x, state, masks)
+        outputs, recall, state = self._mix(self.input_norm(hidden_states), state, masks, plastic, slots)
         if cache is not None:
             cache.store(state, hidden_states.shape[1])
         hidden_states = hidden_states + self.dropout(outputs)
         return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states))), recall
+
+    def _mix(
+        self, x: Tensor, state: BlockState | None, masks: StepMasks, plastic: bool, slots: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, BlockState]:
+        """Outputs `[B, T, H]`, recall weights and the state after the last step."""
+        if not isinstance(self.mixer, EngramMixer):
+            outputs, state = self.mixer(x, state, masks)
+            return outputs, None, state
+        outputs, recall, _, _, state = self.mixer(x, state, masks, plastic, slots)
+        return outputs, recall, state
 
 
 class FeedForward(nn.Module):

@@ -65,7 +65,7 @@ class EngramMixer(nn.Module):
         masks: StepMasks = NO_MASKS,
         plastic: bool = True,
         slots: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor, MixerState]:
+    ) -> tuple[Tensor, Tensor, Tensor, MixerReads, MixerState]:
         """Run over `x` `[B, T, H]`.
 
         Args:
@@ -75,8 +75,8 @@ class EngramMixer(nn.Module):
             slots: bool `[N]`, the slots that take part; `None` for all.
 
         Returns:
-            outputs `[B, T, H]`, recall weights `[B, T, heads, N]`, last trace `[B, heads, N, 2 * head_dim + 1]`, and
-            the state after the last step.
+            outputs `[B, T, H]`, recall weights `[B, T, heads, N]`, last trace `[B, heads, N, 2 * head_dim + 1]`, what
+            the steps asked and wrote, and the state after the last step.
         """
         state = self.initial_state(x) if state is None else state
         convolution = convolve_loop if selected_scan() == "definition" else convolve
@@ -88,7 +88,7 @@ class EngramMixer(nn.Module):
             recalled, recall, trace = self._remember(reads, state.trace.to(precise), masks.restart, slots)
         recalled = self.output_norm(recalled.transpose(1, 2).to(inputs.dtype)).flatten(2)
         outputs = self.o_proj(recalled * F.silu(self.gate_proj(inputs)))
-        return outputs, recall.transpose(1, 2), trace, MixerState(tail, trace)
+        return outputs, recall.transpose(1, 2), trace, reads, MixerState(tail, trace)
 
     def _remember(
         self, reads: MixerReads, trace: Tensor, restart: Tensor | None, slots: Tensor | None

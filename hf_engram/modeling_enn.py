@@ -27,6 +27,7 @@ from .layers_enn import EnnBlock, EnnCell, EnnLayer, Pooling, make_layer
 from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_layer, write_steps
 from .mixer_enn import INITIAL_TEMPERATURE, EngramMixer, initial_decay_bias
 from .ops_enn import StepMasks
+from .ops_mixer_enn import MixerReads
 from .safetensors_enn import SafetensorsOnly
 
 
@@ -44,6 +45,8 @@ class EnnModelOutput(BaseModelOutputWithPast):
             `[B, heads, N, 2 * head_dim + 1]` (keys, values and mass of the writes), with `output_traces=True`.
         encodings: per engram layer, the encoding of every step `[B, T, H]`, which it compared with the memory and
             wrote, with `output_encodings=True`.
+        reads: per mixer, what every step asked the memory and wrote into it (a [`MixerReads`]), with
+            `output_reads=True`.
         recall_entropy: each row's mean entropy of recall in nats, over layers and valid steps, `[B]`, when
             `config.recall_entropy_weight` is not 0.
     """
@@ -51,6 +54,7 @@ class EnnModelOutput(BaseModelOutputWithPast):
     recall: tuple[Tensor, ...] | None = None
     traces: tuple[Tensor, ...] | None = None
     encodings: tuple[Tensor, ...] | None = None
+    reads: tuple[MixerReads, ...] | None = None
     recall_entropy: Tensor | None = None
 
 
@@ -79,6 +83,7 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
         "recall": [OutputRecorder(EnnCell, index=1), OutputRecorder(EngramMixer, index=1)],
         "traces": [OutputRecorder(EnnCell, index=2), OutputRecorder(EngramMixer, index=2)],
         "encodings": OutputRecorder(EnnCell, index=3),
+        "reads": OutputRecorder(EngramMixer, index=3),
     }
 
     @torch.no_grad()
@@ -172,7 +177,7 @@ class EnnModel(EnnPreTrainedModel):
             plastic: `False` freezes the traces: they are read, but neither decay nor are written.
             slot_mask: bool `[N]`, or `[num_hidden_layers, N]`. Slots that are `False` are neither recalled nor
                 written; their trace stays as it is.
-            output_hidden_states, output_recall, output_traces, output_encodings: return these, too
+            output_hidden_states, output_recall, output_traces, output_encodings, output_reads: return these, too
                 ([`EnnModelOutput`]).
 
         Raises:
@@ -323,6 +328,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             recall=outputs.recall,
             traces=outputs.traces,
             encodings=outputs.encodings,
+            reads=outputs.reads,
             recall_entropy=outputs.recall_entropy,
         )
 
@@ -367,6 +373,7 @@ class EnnClassifier(EnnPreTrainedModel):
             recall=outputs.recall,
             traces=outputs.traces,
             encodings=outputs.encodings,
+            reads=outputs.reads,
             recall_entropy=outputs.recall_entropy,
         )
 

@@ -24,19 +24,27 @@ if TYPE_CHECKING:
 COLOUR_MAP = "cividis"
 PART_COLOURS = {"bank": "#0072B2", "tokens": "#E69F00", "carried": "#009E73", "clip": "#CC79A7"}
 PART_NAMES = {"bank": "learned bank", "tokens": "earlier tokens", "carried": "memory carried in", "clip": "clip"}
+TOKENS_SO_FAR = "tokens so far"  # where a token recalls what it wrote itself, too
 MAX_TICKS = 64
 EDGE = {"linewidth": 0.4, "edgecolor": "white"}
 
 
-def plot_layer(layer: LayerRecording) -> Figure:
+def plot_layer(layer: LayerRecording, head: int | None = None) -> Figure:
     """Four panels of one layer: recall, trace, where recalled memories came from, and from which tokens.
 
     Args:
         layer: a recording of one to a few hundred tokens; with more, only some tokens are named.
+        head: of a mixer; `None` for the mean over heads.
+
+    Raises:
+        IndexError: there is no such head.
     """
+    layer = layer.of_head(head)
     steps = len(layer)
     width = float(np.clip(0.16 * steps, 5.5, 11))
     figure = Figure(figsize=(2 * width + 2, width + 1), layout="constrained")
+    if layer.caption:
+        figure.suptitle(layer.caption)
     left, right = figure.subfigures(1, 2, wspace=0.02)
     recall, trace, parts = left.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     plot_recall(layer, recall)
@@ -59,7 +67,7 @@ def plot_trace_norms(layer: LayerRecording, axes: Axes) -> None:
 
 
 def plot_parts(layer: LayerRecording, axes: Axes) -> None:
-    """Contributions to each recalled memory, stacked: bank, earlier tokens, carried memory, clip."""
+    """Contributions to each recalled memory, stacked: bank, tokens, carried memory, clip."""
     contribution = layer.attribution.contribution
     parts = {name: getattr(contribution, name).numpy() for name in PART_NAMES}
     parts["tokens"] = parts["tokens"].sum(1)
@@ -68,7 +76,8 @@ def plot_parts(layer: LayerRecording, axes: Axes) -> None:
         if name in ("carried", "clip") and not values.any():
             continue
         base = np.where(values >= 0, top, bottom)  # what speaks against the recalled memory hangs below zero
-        axes.bar(np.arange(len(layer)), values, 1, base, label=PART_NAMES[name], color=PART_COLOURS[name], **EDGE)
+        label = TOKENS_SO_FAR if name == "tokens" and layer.recalls_itself else PART_NAMES[name]
+        axes.bar(np.arange(len(layer)), values, 1, base, label=label, color=PART_COLOURS[name], **EDGE)
         top, bottom = top + values.clip(min=0), bottom + values.clip(max=0)
     first = layer.attribution.first_inexact
     if first is not None:
@@ -83,7 +92,7 @@ def plot_parts(layer: LayerRecording, axes: Axes) -> None:
 
 
 def plot_attribution(layer: LayerRecording, axes: Axes) -> None:
-    """Share of what each token (rows) recalled that each earlier token (columns) wrote.
+    """Share of what each token (rows) recalled that each token before it, or up to it (columns) wrote.
 
     The bank, and carried memory and clip if there are, have columns of their own to the left, and a scale of their own.
     """
@@ -91,7 +100,8 @@ def plot_attribution(layer: LayerRecording, axes: Axes) -> None:
     whole = {name: getattr(share, name).numpy() for name in PART_NAMES if name != "tokens"}
     shown = [name for name, values in whole.items() if name == "bank" or values.any()]
     steps, columns = len(layer), len(shown)
-    tokens = np.where(np.tri(steps, k=-1, dtype=bool), share.tokens.numpy(), np.nan)
+    recallable = np.tri(steps, k=0 if layer.recalls_itself else -1, dtype=bool)
+    tokens = np.where(recallable, share.tokens.numpy(), np.nan)
     others = np.column_stack([whole[name] for name in shown])
     drawing = {"cmap": COLOUR_MAP, "aspect": "auto", "interpolation": "nearest"}
     gap = columns + 0.02 * steps

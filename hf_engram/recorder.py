@@ -1,9 +1,9 @@
-"""Records forward passes of a model: what every token recalled and wrote, kept as N + H numbers per layer."""
+"""Records forward passes of a model: what every token recalled and wrote, kept as O(N + H) numbers per layer."""
 
 import inspect
 import threading
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,23 +11,17 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
+from .cell_recordings import CellRecording
+from .configuration_enn import ATTENTION_LAYER_TYPES
+from .layers_enn import EnnCell
 from .masks_enn import padding_mask, slots_by_layer, write_steps
+from .mixer_enn import EngramMixer
+from .mixer_recordings import HeadRecording, MixerRecording
 from .modeling_enn import EnnModel, EnnModelOutput, EnnPreTrainedModel
 from .ops_enn import state_dtype
+from .ops_mixer_enn import MixerBank
+from .packets import MixerWrites, Packet, join
 from .recordings import LayerRecording, Recording
-
-
-class Packet(NamedTuple):
-    """What one forward pass recalled and wrote; B rows, T tokens, N slots, H hidden width."""
-
-    input_ids: Tensor | None  # [B, T]; None for inputs that are not tokens
-    recall: tuple[Tensor, ...]  # per layer [B, T, N], float32 at least
-    encodings: tuple[Tensor, ...]  # per layer [B, T, H], in the model's dtype
-    valid: Tensor | None  # bool [B, T]; False at padding
-    restart: Tensor | None  # bool [B, T]; True where the memory was cleared before the token
-    writes: Tensor | None  # bool [B, T]; False where the token wrote nothing
-    plastic: bool  # False: the memory neither decayed nor was written
-    slots: list[Tensor | None]  # per layer bool [N]; False for slots that were switched off
 
 
 class Recorder:
@@ -41,7 +35,8 @@ class Recorder:
 
     It may be entered many times, one forward pass at a time, and by another thread each time; other threads that run
     the same model meanwhile are not recorded. All passes must belong to one run of the memory: each goes on from the
-    state that the one before left behind. What a model computes does not change while it is recorded.
+    state that the one before left behind. What a model computes does not change while it is recorded. Layers of
+    attention have no memory, and are left out.
 
     Args:
         model: any ENN model, in evaluation mode.
@@ -52,20 +47,24 @@ class Recorder:
 
     Raises:
         TypeError: the model is no ENN.
-        NotImplementedError: it has layers of other types than "engram", whose recalls are not attributed yet.
+        ValueError: it has no layer with a memory.
     """
 
     def __init__(self, model: EnnPreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         if not isinstance(model, EnnPreTrainedModel):
             raise TypeError(f"model is a {type(model).__name__}; expected a model of hf_engram (EnnForCausalLM, ...).")
-        others = sorted(set(model.config.layer_types) - {"engram"})
-        if others:
-            raise NotImplementedError(f"layer_types holds {others}; only layers of the type 'engram' can be recorded.")
+        layer_types = model.config.layer_types
+        self._memories = [index for index, name in enumerate(layer_types) if name not in ATTENTION_LAYER_TYPES]
+        if not self._memories:
+            raise ValueError(
+                f"layer_types is {layer_types}: there is no memory to record; expected an 'engram' or 'engram_mixer' "
+                "layer at least."
+            )
         self.model = model
         self.tokenizer = tokenizer
         self.packets: list[Packet] = []
         self._backbone: EnnModel = model.base_model
-        self._carried: list[Tensor | None] = []
+        self._carried: list[Tensor | None] = []  # per layer with a memory, as the next
         self._last_traces: list[Tensor | None] = []  # empty when the run has left no state to go on from
         self._handles: list[RemovableHandle] = []
         self._thread = 0
@@ -103,27 +102,25 @@ class Recorder:
         valid = run.valid[row]
         token_ids = None if run.input_ids is None else run.input_ids[row, valid]
         tokens = token_texts(token_ids, int(valid.sum()), self.tokenizer)
-        layers = []
-        for index, (recall, encodings) in enumerate(zip(run.recall, run.encodings, strict=True)):
-            cell = self._backbone.layers[index].cell
-            dtype = state_dtype(encodings.dtype)
-            bank = cell.memory_bank.detach().to("cpu", dtype, copy=True)
-            carried = self._carried[index]
-            layers.append(
-                LayerRecording(
-                    layer=index,
-                    tokens=tokens,
-                    recall=recall[row, valid].to(dtype),
-                    encodings=encodings[row, valid].to(dtype),
-                    plastic=run.plastic[valid],
-                    written=run.plastic[valid] & run.writes[row, valid],
-                    restart=run.restart[row, valid],
-                    active_slots=run.slots[index][valid],
-                    bank=bank,
-                    carried_trace=torch.zeros_like(bank) if carried is None else carried[row].detach().to("cpu", dtype),
-                    settings=cell.settings,
-                )
-            )
+        layers: list[LayerRecording] = []
+        encodings, mixer_writes = iter(run.encodings), iter(run.mixer_writes)
+        for index, recall, carried in zip(self._memories, run.recall, self._carried, strict=True):
+            about = {
+                "layer": index,
+                "tokens": tokens,
+                "plastic": run.plastic[valid],
+                "written": run.plastic[valid] & run.writes[row, valid],
+                "restart": run.restart[row, valid],
+                "active_slots": run.slots[index][valid],
+            }
+            carried_row = None if carried is None else carried[row].detach().cpu()
+            layer = self._backbone.layers[index]
+            if self.model.config.layer_types[index] == "engram":
+                written = next(encodings)[row, valid]
+                layers.append(cell_recording(layer.cell, recall[row, valid], written, carried_row, about))
+            else:
+                of_row = MixerWrites(*(value[row][:, valid] for value in next(mixer_writes)))
+                layers.append(mixer_recording(layer.mixer, recall[row, valid], of_row, carried_row, about))
         return Recording(tokens, token_ids, tuple(layers))
 
     def _before(self, backbone: EnnModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
@@ -133,23 +130,26 @@ class Recorder:
         self._check_call(kwargs)
         traces = traces_of(kwargs.get("past_key_values"))
         if not self.packets:
-            self._carried = traces or [None] * len(backbone.layers)
+            self._carried = traces or [None] * len(self._memories)
         elif not traces or not self._last_traces or not all(map(is_same, traces, self._last_traces)):
             raise ValueError(
                 "The memory is not the one that the last recorded step left behind. A recording follows one memory: "
                 "decode with use_cache=True and without beams, and use a new Recorder for a new run."
             )
-        return (), {**kwargs, "output_recall": True, "output_encodings": True}
+        return (), {**kwargs, "output_recall": True, "output_encodings": True, "output_reads": True}
 
     def _after(self, backbone: EnnModel, args: tuple, kwargs: dict[str, Any], outputs: EnnModelOutput) -> None:
         if threading.get_ident() != self._thread:
             return
-        [first, *_], position_ids = outputs.encodings, kwargs.get("position_ids")
+        [first, *_], position_ids = outputs.recall, kwargs.get("position_ids")
         self.packets.append(
             Packet(
                 input_ids=kwargs.get("input_ids"),
                 recall=tuple(recall.detach() for recall in outputs.recall),
-                encodings=tuple(encoding.detach() for encoding in outputs.encodings),
+                encodings=tuple(encoding.detach() for encoding in outputs.encodings or ()),
+                mixer_writes=tuple(
+                    MixerWrites(*(value.detach() for value in reads[1:])) for reads in outputs.reads or ()
+                ),
                 valid=padding_mask(kwargs.get("attention_mask"), first),
                 restart=None if position_ids is None else (position_ids == 0).expand(first.shape[:2]),
                 writes=write_steps(kwargs.get("write_mask"), first),
@@ -166,7 +166,8 @@ class Recorder:
         if self._backbone.training:
             raise ValueError("The model is in training mode, in which memories are noisy: call `model.eval()` first.")
         rows = len(kwargs["inputs_embeds"] if kwargs.get("input_ids") is None else kwargs["input_ids"])
-        if self._backbone.config.trace_scope == "batch" and rows > 1:
+        config = self._backbone.config
+        if config.trace_scope == "batch" and "engram" in config.layer_types and rows > 1:
             raise ValueError(
                 f"This model shares one trace among the rows of a batch (trace_scope='batch'), and there are {rows} "
                 "rows: a row recalls what others wrote. Record one row at a time."
@@ -200,36 +201,42 @@ def record(
     return recorder.recordings()
 
 
-def join(packets: list[Packet]) -> Packet:
-    """All packets of a run as one, on the CPU, with no mask left out, and `plastic` and `slots` per token."""
+def cell_recording(
+    cell: EnnCell, recall: Tensor, encodings: Tensor, carried: Tensor | None, about: dict[str, Any]
+) -> CellRecording:
+    """The recording of an engram layer from recall weights `[T, N]`, encodings `[T, H]` and carried trace `[N, H]`."""
+    dtype = state_dtype(encodings.dtype)
+    bank = cell.memory_bank.detach().to("cpu", dtype, copy=True)
+    return CellRecording(
+        recall=recall.to(dtype),
+        encodings=encodings.to(dtype),
+        bank=bank,
+        carried_trace=torch.zeros_like(bank) if carried is None else carried.to(dtype),
+        settings=cell.settings,
+        **about,
+    )
 
-    def along_time(values: list[Tensor]) -> Tensor:
-        return torch.cat(values, dim=1).cpu()
 
-    def masks(name: str, default: bool) -> Tensor:
-        given = (getattr(packet, name) for packet in packets)
-        shapes = (packet.recall[0].shape[:2] for packet in packets)
-        filled = (torch.full(shape, default) if m is None else m.cpu() for m, shape in zip(given, shapes, strict=True))
-        return torch.cat(list(filled), dim=1)
-
-    layers = range(len(packets[0].recall))
-    steps = [packet.recall[0].shape[1] for packet in packets]
-
-    def active_slots(layer: int) -> Tensor:
-        every = torch.ones(packets[0].recall[layer].shape[-1], dtype=torch.bool)
-        given = (packet.slots[layer] for packet in packets)
-        return torch.cat([(every if m is None else m.cpu()).expand(n, -1) for m, n in zip(given, steps, strict=True)])
-
-    ids = [packet.input_ids for packet in packets]
-    return Packet(
-        input_ids=None if any(i is None for i in ids) else along_time(ids),
-        recall=tuple(along_time([packet.recall[index] for packet in packets]) for index in layers),
-        encodings=tuple(along_time([packet.encodings[index] for packet in packets]) for index in layers),
-        valid=masks("valid", True),
-        restart=masks("restart", False),
-        writes=masks("writes", True),
-        plastic=torch.cat([torch.full((n,), packet.plastic) for n, packet in zip(steps, packets, strict=True)]),
-        slots=[active_slots(layer) for layer in layers],
+def mixer_recording(
+    mixer: EngramMixer, recall: Tensor, writes: MixerWrites, carried: Tensor | None, about: dict[str, Any]
+) -> MixerRecording:
+    """The recording of a mixer from recall weights `[T, A, N]`, the writes of one row, `[A, T, ...]`, and its trace."""
+    dtype = writes.values.dtype
+    bank = MixerBank(*(value.detach().to("cpu", copy=True) for value in mixer.bank(dtype)))
+    if carried is None:
+        carried = recall.new_zeros(*bank.values.shape[:2], 2 * mixer.head_dim + 1)
+    return MixerRecording(
+        tuple(
+            HeadRecording(
+                head=head,
+                recall=recall[:, head].to(dtype),
+                bank=MixerBank(*(value[head] for value in bank)),
+                carried_trace=carried[head].to(dtype),
+                **{name: value[head] for name, value in writes._asdict().items()},
+                **about,
+            )
+            for head in range(mixer.num_heads)
+        )
     )
 
 
@@ -249,10 +256,11 @@ def bound(backbone: EnnModel, args: tuple, kwargs: dict[str, Any]) -> dict[str, 
 
 
 def traces_of(past_key_values: Cache | None) -> list[Tensor | None]:
-    """The stored traces of all layers, as they are (`None` where nothing is stored); empty without a state."""
-    if past_key_values is None:
-        return []
-    return [layer.recurrent_states[1] for layer in past_key_values.layers]
+    """The traces of all layers with a memory, as they are stored (`None` where nothing is); none without a state."""
+    layers = () if past_key_values is None else past_key_values.layers
+    # By name: where several copies of this code are loaded, the cache layers may be those of another copy.
+    memories = [layer for layer in layers if getattr(layer, "_layer_type", None) in ("engram", "engram_mixer")]
+    return [layer.recurrent_states[1] for layer in memories]  # the second field of `CellState` and `MixerState`
 
 
 def is_same(trace: Tensor | None, other: Tensor | None) -> bool:

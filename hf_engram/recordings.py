@@ -1,19 +1,19 @@
-"""What a memory did while a sequence was read.
+"""What the memories of a model did while a sequence was read: what recordings of all kinds of layers can tell.
 
 Letters in shapes: T tokens (padding left out), N memory slots, H hidden width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .attribution import Attribution, Parts
-from .ops_enn import CellSettings
+from .attribution import Attribution, MixerAttribution, Parts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,111 +24,64 @@ WHOLE_PARTS = ("bank", "carried", "clip")
 TABLES = ("attribution", "slots")
 
 
-class Replay(NamedTuple):
-    """The memory once more, step by step."""
-
-    recalled: Tensor  # [T, H]
-    trace_norms: Tensor  # [T, N], after each token
-    clipped: Tensor  # bool [T, N]; the clip acted on this slot when the token wrote
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class LayerRecording:
-    """One layer's memory while one sequence was read.
-
-    The trace `[N, H]` after token t is `decay ∘ trace + writes[t] ⊗ encodings[t]`, so that nothing larger than
-    `[N + H]` is kept per token; everything else is computed when it is asked for, and kept then.
+class LayerRecording(ABC):
+    """One layer's memory, or that of one head of a mixer, while one sequence was read.
 
     Attributes:
-        layer: its number, from 0.
+        layer: number of the layer in the model, from 0.
         tokens: the text of each token.
         recall: recall weights over slots `[T, N]`.
-        encodings: the encoding z of each token, what it writes `[T, H]`.
+        writes: how much of what it writes each token added to each slot `[T, N]`.
+        recalled: the memory that each token recalled `[T, H]`.
+        trace_norms: length of every slot of the trace after each token `[T, N]`.
+        attribution: where each recalled memory came from (`hf_engram.attribution`); takes O(T²) memory.
         plastic: bool `[T]`; `False` where plasticity was frozen: the trace neither decayed nor was written.
         written: bool `[T]`; `False` where the token wrote nothing.
         restart: bool `[T]`; `True` where the memory was cleared before the token.
         active_slots: bool `[T, N]`; `False` for slots that were switched off.
-        bank: the learned slots `[N, H]`.
-        carried_trace: the trace before the first token `[N, H]`.
-        settings: the cell's constants.
+        heads: the recordings of a mixer's heads; none of other layers.
+        recalls_itself: a token writes before it recalls, so that it recalls what it wrote itself, too.
+        caption: what of the layer is recorded, where it is not the whole.
     """
 
     layer: int
     tokens: tuple[str, ...]
     recall: Tensor
-    encodings: Tensor
+    writes: Tensor
+    recalled: Tensor
+    trace_norms: Tensor
+    attribution: Attribution | MixerAttribution
     plastic: Tensor
     written: Tensor
     restart: Tensor
     active_slots: Tensor
-    bank: Tensor
-    carried_trace: Tensor
-    settings: CellSettings
+    heads: tuple["LayerRecording", ...]
+    recalls_itself: ClassVar[bool] = False
+    caption: ClassVar[str] = ""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
-    def __repr__(self) -> str:
-        slots, width = self.bank.shape
-        return f"LayerRecording(layer={self.layer}, tokens={len(self)}, slots={slots}, width={width})"
-
-    @cached_property
-    def writes(self) -> Tensor:
-        """How much of its encoding each token added to each slot `[T, N]`: `hebbian_lr · recall`, 0 if not written."""
-        return self.settings.hebbian_lr * self.recall * (self.written[:, None] & self.active_slots)
-
-    @property
-    def recalled(self) -> Tensor:
-        """The memory that each token recalled `[T, H]`."""
-        return self._replay.recalled
-
-    @property
-    def trace_norms(self) -> Tensor:
-        """Length of every slot of the trace after each token `[T, N]`."""
-        return self._replay.trace_norms
-
-    @property
-    def clipped(self) -> Tensor:
-        """Bool `[T, N]`: the clip acted on this slot when the token wrote."""
-        return self._replay.clipped
-
+    @abstractmethod
     def trace(self, step: int = -1) -> Tensor:
-        """The trace `[N, H]` after token `step`; negative steps count from the end.
+        """The trace after token `step`; negative steps count from the end.
 
         Raises:
             IndexError: there is no such token.
         """
-        if not -len(self) <= step < len(self):
-            raise IndexError(f"step is {step}; allowed: {-len(self)} to {len(self) - 1}, there are {len(self)} tokens.")
-        wanted = step % len(self)
-        return next(trace for t, (_, trace, _) in enumerate(self._steps()) if t == wanted)
 
-    @cached_property
-    def attribution(self) -> Attribution:
-        """Where each recalled memory came from (`hf_engram.attribution`); takes O(T²) memory."""
-        settings, recall = self.settings, self.recall
-        coefficients = recall.new_zeros(len(self), len(self))
-        carry = torch.empty_like(recall)
-        # Slots that were always on and off together decay alike: one decay matrix for each such group.
-        patterns, group_of_slot = self.active_slots.unique(dim=1, return_inverse=True)
-        for group, pattern in enumerate(patterns.T):
-            slots = group_of_slot == group
-            decay, carry[:, slots] = self._decay(self.plastic & pattern, self.restart & pattern)
-            coefficients += decay * (recall[:, slots] @ self.writes[:, slots].T)
-        coefficients *= settings.trace_scale
-        bank = recall @ self.bank
-        carried = settings.trace_scale * ((carry * recall) @ self.carried_trace)
-        exact = self._exact()
-        clip = self.recalled - (bank + carried + coefficients @ self.encodings)
-        return Attribution(
-            recalled=self.recalled,
-            bank=bank,
-            carried=carried,
-            coefficients=coefficients,
-            encodings=self.encodings,
-            clip=torch.where(exact[:, None], 0, clip),
-            exact=exact,
-        )
+    def of_head(self, head: int | None) -> "LayerRecording":
+        """The recording of one head of a mixer; with `None` this one, which is the mean over heads.
+
+        Raises:
+            IndexError: there is no such head.
+        """
+        if head is None:
+            return self
+        if not -len(self.heads) <= head < len(self.heads):
+            heads = f" or {-len(self.heads)} to {len(self.heads) - 1}" if self.heads else ""
+            raise IndexError(f"head is {head}; allowed: None{heads}, layer {self.layer} has {len(self.heads)} heads.")
+        return self.heads[head]
 
     def to_pandas(self, table: str = "attribution") -> "pd.DataFrame":
         """A tidy table of this layer.
@@ -153,72 +106,25 @@ class LayerRecording:
         frame = pd.DataFrame(columns)
         return frame.astype({"source_step": "Int64"}) if table == "attribution" else frame
 
-    def plot(self) -> "Figure":
+    def plot(self, head: int | None = None) -> "Figure":
         """A figure of recall, writes, and where recalled memories came from ([`hf_engram.plots.plot_layer`]).
 
+        Args:
+            head: of a mixer; `None` for the mean over heads.
+
         Raises:
+            IndexError: there is no such head.
             ImportError: matplotlib is not installed.
         """
         from .plots import plot_layer
 
-        return plot_layer(self)
-
-    @cached_property
-    def _replay(self) -> Replay:
-        steps = [(recalled, trace.norm(dim=-1), clipped) for recalled, trace, clipped in self._steps()]
-        return Replay(*(torch.stack(values) for values in zip(*steps, strict=True)))
-
-    def _steps(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """For each token: the recalled memory `[H]`, the trace after it `[N, H]`, which slots were clipped `[N]`."""
-        eta, scale, clip = self.settings.hebbian_lr, self.settings.trace_scale, self.settings.trace_clip
-        trace, clipped = self.carried_trace, torch.zeros_like(self.active_slots[0])
-        changing = self.plastic[:, None] & self.active_slots  # [T, N]
-        keep = 1 - eta * changing.to(trace)
-        for t in range(len(self)):
-            if self.restart[t]:
-                trace = trace.masked_fill(self.active_slots[t, :, None], 0)
-            recalled = self.recall[t] @ (self.bank + scale * trace)
-            trace = keep[t, :, None] * trace + self.writes[t, :, None] * self.encodings[t]
-            if clip is not None:
-                inside = torch.where(changing[t, :, None], trace.clamp(-clip, clip), trace)
-                trace, clipped = inside, (inside != trace).any(-1)
-            yield recalled, trace, clipped
-
-    def _exact(self) -> Tensor:
-        """Bool `[T]`: no slot that this token recalled has been clipped since it was last cleared."""
-        clips_before = self.clipped.cumsum(0) - self.clipped.long()
-        when_cleared = torch.where(self._cleared, clips_before, 0).cummax(0).values
-        return ~(self.active_slots & (clips_before > when_cleared)).any(-1)
-
-    @property
-    def _cleared(self) -> Tensor:
-        """Bool `[T, N]`: the slot was cleared before the token. Slots that are off keep their trace even then."""
-        return self.restart[:, None] & self.active_slots
-
-    def _decay(self, decaying: Tensor, cleared: Tensor) -> tuple[Tensor, Tensor]:
-        """What is left, at each step, of every earlier write and of the carried-over trace.
-
-        Args:
-            decaying: bool `[T]`, the steps at which the trace decays.
-            cleared: bool `[T]`, the steps before which it was cleared.
-
-        Returns:
-            `[T, T]`, zero unless the write came before the step and was not cleared since; and `[T, 1]`.
-        """
-        keep = 1 - self.settings.hebbian_lr
-        after = decaying.cumsum(0)  # decaying steps up to and including t
-        before = after - decaying.long()
-        document = cleared.cumsum(0)
-        seen = (document[:, None] == document).tril(-1)
-        elapsed = (before[:, None] - after).clamp_min(0)
-        decay = torch.where(seen, keep ** elapsed.to(self.recall), 0)
-        carry = torch.where(document == 0, keep ** before.to(self.recall), 0)
-        return decay, carry[:, None]
+        return plot_layer(self, head)
 
     def _attribution_columns(self) -> dict[str, Any]:
         parts = self.attribution
         listed = len(WHOLE_PARTS)
-        step, column = torch.ones(len(self), listed + len(self)).tril(listed - 1).nonzero().numpy().T
+        recallable = torch.ones(len(self), listed + len(self)).tril(listed - 1 + self.recalls_itself)
+        step, column = recallable.nonzero().numpy().T
         is_token, source = column >= listed, np.maximum(column - listed, 0)
         coefficients = parts.coefficients.numpy()[step, source]
         tokens = np.array(self.tokens, dtype=object)
@@ -251,6 +157,78 @@ class LayerRecording:
         }
 
 
+class Step(NamedTuple):
+    """The memory at one token."""
+
+    recalled: Tensor  # [H]
+    trace: Tensor  # [N, ...], after the token
+    clipped: Tensor  # bool [N]; the clip acted on this slot when the token wrote
+
+
+class Replay(NamedTuple):
+    """The memory once more, step by step."""
+
+    recalled: Tensor  # [T, H]
+    trace_norms: Tensor  # [T, N]
+    clipped: Tensor  # bool [T, N]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MemoryRecording(LayerRecording):
+    """One memory, of a cell or of a head of a mixer: what its recalls and its trace are computed from, and how.
+
+    Attributes:
+        carried_trace: the trace before the first token `[N, ...]`.
+    """
+
+    heads: ClassVar[tuple[LayerRecording, ...]] = ()
+
+    layer: int
+    tokens: tuple[str, ...]
+    recall: Tensor
+    plastic: Tensor
+    written: Tensor
+    restart: Tensor
+    active_slots: Tensor
+    carried_trace: Tensor
+
+    @property
+    def recalled(self) -> Tensor:
+        """The memory that each token recalled `[T, H]`."""
+        return self._replay.recalled
+
+    @property
+    def trace_norms(self) -> Tensor:
+        """Length of every slot of the trace after each token `[T, N]`."""
+        return self._replay.trace_norms
+
+    def trace(self, step: int = -1) -> Tensor:
+        """The trace after token `step`; negative steps count from the end.
+
+        Raises:
+            IndexError: there is no such token.
+        """
+        if not -len(self) <= step < len(self):
+            raise IndexError(f"step is {step}; allowed: {-len(self)} to {len(self) - 1}, there are {len(self)} tokens.")
+        wanted = step % len(self)
+        return next(found.trace for t, found in enumerate(self._steps()) if t == wanted)
+
+    @cached_property
+    def _replay(self) -> Replay:
+        steps = [(step.recalled, step.trace.norm(dim=-1), step.clipped) for step in self._steps()]
+        return Replay(*(torch.stack(values) for values in zip(*steps, strict=True)))
+
+    @abstractmethod
+    def _steps(self) -> Iterator[Step]:
+        """The memory at each token."""
+
+    def _slot_groups(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Slots that were always on and off together and so decay alike, bool `[N]`, and when they were on, `[T]`."""
+        patterns, group_of_slot = self.active_slots.unique(dim=1, return_inverse=True)
+        for group, pattern in enumerate(patterns.T):
+            yield group_of_slot == group, pattern
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Recording:
     """What the memories of all layers did while one sequence was read.
@@ -258,7 +236,7 @@ class Recording:
     Attributes:
         tokens: the text of each token; its number where there is no tokenizer, its position where there are no tokens.
         token_ids: `[T]`; `None` for inputs that are not tokens.
-        layers: one [`LayerRecording`] per layer.
+        layers: one [`LayerRecording`] per layer with a memory, which says which layer it is; attention has none.
     """
 
     tokens: tuple[str, ...]
@@ -273,11 +251,11 @@ class Recording:
 
     def to_pandas(self, table: str = "attribution") -> "pd.DataFrame":
         """The tables of all layers ([`LayerRecording.to_pandas`]) below each other, with a first column `layer`."""
-        tables = [layer.to_pandas(table) for layer in self.layers]
+        tables = {layer.layer: layer.to_pandas(table) for layer in self.layers}
         import pandas as pd
 
-        return pd.concat(dict(enumerate(tables)), names=["layer"]).reset_index("layer").reset_index(drop=True)
+        return pd.concat(tables, names=["layer"]).reset_index("layer").reset_index(drop=True)
 
-    def plot(self, layer: int = 0) -> "Figure":
-        """The figure of one layer ([`LayerRecording.plot`])."""
-        return self.layers[layer].plot()
+    def plot(self, layer: int = 0, head: int | None = None) -> "Figure":
+        """The figure of one of `layers` ([`LayerRecording.plot`])."""
+        return self.layers[layer].plot(head)

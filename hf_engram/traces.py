@@ -10,15 +10,24 @@ share.bank[9]  # and how much is the learned bank
 docs/traces.md explains what is recorded and when the attribution is exact.
 """
 
-from .attribution import Attribution, Parts
+from .attribution import Attribution, HeadAttribution, MixerAttribution, Parts
+from .cell_recordings import CellRecording
 from .counterfactuals import Counterfactual, ProbabilityChange, counterfactual
-from .recorder import Packet, Recorder, record
+from .mixer_recordings import HeadRecording, MixerRecording
+from .packets import MixerWrites, Packet
+from .recorder import Recorder, record
 from .recordings import LayerRecording, Recording
 
 __all__ = [
     "Attribution",
+    "CellRecording",
     "Counterfactual",
+    "HeadAttribution",
+    "HeadRecording",
     "LayerRecording",
+    "MixerAttribution",
+    "MixerRecording",
+    "MixerWrites",
     "Packet",
     "Parts",
     "ProbabilityChange",

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import close, same, tiny_model, tokens
+from helpers import ARCHITECTURES, close, same, tiny_model, tokens
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_engram import EnnModel
@@ -13,9 +13,9 @@ from hf_engram.traces import counterfactual, record
 CHECKPOINT = "model_cards/enn-books"
 
 
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(num_hidden_layers=2)
+@pytest.fixture(scope="module", params=["stacked", "mixer", "hybrid"])
+def model(request):
+    return tiny_model(**ARCHITECTURES[request.param])
 
 
 @pytest.mark.parametrize(("erase", "erased"), [(4, (4,)), ([7, 2], (2, 7)), (-3, (9,))], ids=str)
@@ -33,20 +33,27 @@ def test_both_runs_are_those_of_the_model(model, erase, erased):
             close(layer.attribution.coefficients, other.attribution.coefficients)
 
 
+def first_moved(recording, erased=4):
+    """The first token that could recall what the erased one wrote: itself, where a layer writes before it recalls."""
+    return erased if any(layer.recalls_itself for layer in recording.layers) else erased + 1
+
+
 def test_erased_token_speaks_in_no_later_recall(model):
     result = counterfactual(model, tokens(1, 12), 4)
+    first = first_moved(result.original)
     for before, after in zip(result.original.layers, result.without.layers, strict=True):
-        close(before.recall[:5], after.recall[:5])
+        close(before.recall[:first], after.recall[:first])
         assert (before.attribution.coefficients[5:, 4] > 0).all()
+        assert (before.attribution.coefficients[4, 4] > 0) == before.recalls_itself
         assert not after.attribution.coefficients[:, 4].any()
         assert (before.recall[5:] - after.recall[5:]).abs().max() > 1e-3
 
 
 def test_predictions_move_after_the_erased_token_only(model):
     result = counterfactual(model, tokens(1, 12), 4)
-    moved = result.total_variation
-    assert moved[:5].max() < 1e-6
-    assert moved[5:].min() > 1e-6
+    moved, first = result.total_variation, first_moved(result.original)
+    assert moved[:first].max() < 1e-6
+    assert moved[first:].min() > 1e-6
     before, after = result.original_logits.softmax(-1), result.logits_without.softmax(-1)
     for step in (6, -1):
         close(moved[step], (after[step] - before[step]).clamp(min=0).sum(), 1e-6)
@@ -65,10 +72,14 @@ def test_memory_that_is_carried_in_is_left_as_it_was(model):
     before, input_ids = copy.deepcopy(memory), tokens(1, 6)
     result = counterfactual(model, input_ids, 0, past_key_values=memory)
     assert memory.get_seq_length() == 5
-    for layer, kept, recorded in zip(memory.layers, before.layers, result.without.layers, strict=True):
-        same(layer.state.trace, kept.state.trace)
-        same(recorded.carried_trace, kept.state.trace[0])
-        assert recorded.attribution.carried.any()
+    for layer, kept in zip(memory.layers, before.layers, strict=True):
+        for now, then in zip(layer.state, kept.state, strict=True):
+            same(now, then)
+    for recorded in result.without.layers:
+        trace = memory.layers[recorded.layer].state.trace[0]
+        for part, carried in zip(recorded.heads or [recorded], trace if recorded.heads else [trace], strict=True):
+            same(part.carried_trace, carried)
+            assert part.attribution.carried.any()
 
 
 def test_figure_shows_what_moved(model, tmp_path):

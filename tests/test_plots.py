@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from helpers import close, tiny_model, tokens
+from helpers import ARCHITECTURES, close, tiny_model, tokens
 
 from hf_engram.traces import record
 
@@ -105,9 +105,44 @@ def test_figure_without_carried_memory_and_clip_does_not_name_them():
     assert [label.get_text() for label in who.get_xticklabels()] == ["learned bank", *recording.tokens]
 
 
+@pytest.mark.parametrize(("head", "caption"), [(None, "Layer 0, mean over 2 heads"), (1, "Layer 0, head 1")], ids=str)
+def test_figure_of_a_mixer_shows_the_mean_over_heads_or_one_head(head, caption, tmp_path):
+    model = tiny_model(**ARCHITECTURES["hybrid"])
+    memory = model(tokens(1, 5), use_cache=True).past_key_values
+    [recording] = record(model, tokens(1, 12), past_key_values=memory)
+    figure, shown = recording.plot(head=head), recording.layers[0].of_head(head)
+    assert figure.get_suptitle() == caption
+    recall, trace, parts, who = panels(figure).values()
+    np.testing.assert_array_equal(recall.images[0].get_array(), shown.recall.T)
+    np.testing.assert_array_equal(trace.images[0].get_array(), shown.trace_norms.T)
+    share = shown.attribution.share
+    by_token, whole = (image.get_array() for image in who.images)
+    np.testing.assert_array_equal(by_token.filled(0), share.tokens)
+    np.testing.assert_array_equal(whole, np.stack([share.bank, share.carried], 1))
+    np.testing.assert_allclose(by_token.filled(0).sum(1) + whole.sum(1), 1)
+    assert [text.get_text() for text in parts.get_legend().get_texts()] == [
+        *("learned bank", "tokens so far", "memory carried in")
+    ]
+    figure.savefig(tmp_path / "figure.png")
+    assert matplotlib.image.imread(tmp_path / "figure.png").std() > 0.1
+
+
+def test_table_of_a_mixer_says_that_tokens_recall_themselves():
+    [recording] = record(tiny_model(**ARCHITECTURES["mixer"]), tokens(1, 12))
+    table = recording.to_pandas()
+    assert len(table) == 2 * (12 * 3 + 12 * 13 // 2)
+    for column in ("share", "contribution"):
+        np.testing.assert_allclose(table.groupby(["layer", "step"])[column].sum(), 1)
+    itself = table[(table.layer == 1) & (table.source_step == table.step)]
+    close(torch.tensor(itself.coefficient.to_numpy()), recording.layers[1].attribution.coefficients.diagonal())
+    head = recording.layers[1].heads[0].to_pandas("slots")
+    close(torch.tensor(head.write.to_numpy()), recording.layers[1].heads[0].writes.flatten())
+
+
+@pytest.mark.parametrize("architecture", ["bare", "mixer"])
 @pytest.mark.parametrize("steps", [1, 200])
-def test_figure_of_any_length_can_be_drawn(steps, tmp_path):
-    [recording] = record(tiny_model(), tokens(1, steps))
+def test_figure_of_any_length_can_be_drawn(steps, architecture, tmp_path):
+    [recording] = record(tiny_model(**ARCHITECTURES[architecture]), tokens(1, steps))
     figure = recording.plot()
     figure.savefig(tmp_path / "figure.png")
     assert all(len(axes.get_xticks()) <= 65 for axes in figure.axes)

@@ -6,25 +6,18 @@ import threading
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, CELLS, close, left_padded, same, tiny_inputs, tiny_model, tokens
+from helpers import ARCHITECTURES, close, left_padded, same, tiny_inputs, tiny_model, tokens
+from memories import memories, mixer_slots, recalled_by_definition, sum_of_parts
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from benchmarks.recording import main
 from hf_engram import EnnForImageClassification, EnnForSequenceClassification, EnnModel, as_new_sequence
-from hf_engram.ops_enn import memory_step
 from hf_engram.traces import Recorder, record
 
-architectures = pytest.mark.parametrize("architecture", CELLS.values(), ids=CELLS)
+architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+KINDS = ("stacked", "mixer", "hybrid")
+kinds = pytest.mark.parametrize("kind", [ARCHITECTURES[name] for name in KINDS], ids=KINDS)
 CHECKPOINT = "model_cards/enn-books"
-
-
-def recalled_by_definition(layer):
-    """The memory of every step, by the definition of a step, from the encodings alone."""
-    trace, recalled = layer.carried_trace[None], []
-    for z in layer.encodings:
-        memory, _, trace = memory_step(z[None], trace, layer.bank, layer.settings)
-        recalled.append(memory[0])
-    return torch.stack(recalled)
 
 
 def recalled_without(layer, erased):
@@ -37,19 +30,15 @@ def recalled_without(layer, erased):
     return torch.stack(recalled)
 
 
-def sum_of_parts(parts):
-    return parts.bank + parts.carried + parts.coefficients @ parts.encodings + parts.clip
-
-
 @architectures
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_parts_sum_to_the_recalled_memory(architecture, dtype):
     model = tiny_model(dtype=dtype, **architecture)
     recordings = record(model, tokens(3, 70))
     assert len(recordings) == 3
-    for layer in (layer for recording in recordings for layer in recording.layers):
-        parts = layer.attribution
-        close(sum_of_parts(parts), recalled_by_definition(layer), 1e-10 if dtype is torch.float64 else 1e-5)
+    for memory in (memory for recording in recordings for memory in memories(recording)):
+        parts = memory.attribution
+        close(sum_of_parts(parts), recalled_by_definition(memory), 1e-10 if dtype is torch.float64 else 1e-5)
         if "trace_clip" not in architecture:
             assert parts.exact.all()
             assert parts.first_inexact is None
@@ -82,15 +71,25 @@ def test_recording_holds_what_the_model_returns(architecture):
     outputs = model(input_ids, output_recall=True, output_traces=True)
     for row, recording in enumerate(record(model, input_ids)):
         same(recording.token_ids, input_ids[row])
-        assert len(recording.layers) == model.config.num_hidden_layers
-        for index, layer in enumerate(recording.layers):
-            same(layer.recall, outputs.recall[index][row])
-            close(layer.trace(), outputs.traces[index][row])
-            close(layer.trace_norms[-1], outputs.traces[index][row].norm(dim=-1))
+        assert [layer.layer for layer in recording.layers] == layers_with_memory(model)
+        for layer, recall, trace in zip(recording.layers, outputs.recall, outputs.traces, strict=True):
+            close(layer.trace(), trace[row])
+            if layer.heads:
+                same(torch.stack([head.recall for head in layer.heads], 1), recall[row])
+                close(layer.recall, recall[row].mean(1))
+                close(layer.trace_norms[-1], trace[row].norm(dim=-1).mean(0))
+            else:
+                same(layer.recall, recall[row])
+                close(layer.trace_norms[-1], trace[row].norm(dim=-1))
 
 
-def test_trace_after_any_token_is_that_of_the_text_so_far():
-    model, input_ids = tiny_model(num_hidden_layers=2), tokens(1, 12)
+def layers_with_memory(model):
+    return [index for index, name in enumerate(model.config.layer_types) if "attention" not in name]
+
+
+@kinds
+def test_trace_after_any_token_is_that_of_the_text_so_far(kind):
+    model, input_ids = tiny_model(**kind), tokens(1, 12)
     [recording] = record(model, input_ids)
     for step in (0, 6, -3):
         until = step % 12 + 1
@@ -148,7 +147,7 @@ def test_memory_carried_in_is_the_part_of_what_was_read_before(architecture):
     record(model, input_ids[:, :30], past_key_values=memory)
     later = record(model, input_ids[:, 30:], past_key_values=memory)
     for whole, part in zip(record(model, input_ids), later, strict=True):
-        for all_tokens, second in zip(whole.layers, part.layers, strict=True):
+        for all_tokens, second in zip(memories(whole), memories(part), strict=True):
             expected, found = all_tokens.attribution, second.attribution
             close(found.coefficients, expected.coefficients[30:, 30:])
             close(found.bank, expected.bank[30:])
@@ -158,14 +157,15 @@ def test_memory_carried_in_is_the_part_of_what_was_read_before(architecture):
             assert found.carried.any()
 
 
-def test_cleared_memory_gives_the_recordings_of_the_documents_alone():
-    model, first, second = tiny_model(num_hidden_layers=2), tokens(1, 7), tokens(1, 9)
+@kinds
+def test_cleared_memory_gives_the_recordings_of_the_documents_alone(kind):
+    model, first, second = tiny_model(**kind), tokens(1, 7), tokens(1, 9)
     position_ids = torch.cat([torch.arange(7), torch.arange(9)])[None]
     memory = model(tokens(1, 4), use_cache=True).past_key_values
     [packed] = record(model, torch.cat([first, second], 1), position_ids=position_ids, past_key_values=memory)
     for document, steps in ((first, slice(0, 7)), (second, slice(7, 16))):
         [alone] = record(model, document)
-        for both, one in zip(packed.layers, alone.layers, strict=True):
+        for both, one in zip(memories(packed), memories(alone), strict=True):
             close(both.attribution.coefficients[steps, steps], one.attribution.coefficients)
             close(both.attribution.recalled[steps], one.attribution.recalled)
             close(both.trace_norms[steps], one.trace_norms)
@@ -173,8 +173,9 @@ def test_cleared_memory_gives_the_recordings_of_the_documents_alone():
     assert not packed.layers[0].attribution.coefficients[7:, :7].any()
 
 
-def test_padding_is_left_out():
-    model, inputs = tiny_model(num_hidden_layers=2), left_padded([5, 8, 3])
+@kinds
+def test_padding_is_left_out(kind):
+    model, inputs = tiny_model(**kind), left_padded([5, 8, 3])
     inputs["attention_mask"][1, 4] = 0
     for row, recording in enumerate(record(model, **inputs)):
         valid = inputs["attention_mask"][row].bool()
@@ -192,7 +193,7 @@ def test_padding_is_left_out():
 def test_any_mixture_of_interventions_is_attributed(architecture):
     """Token by token, against the state of the model itself."""
     model, input_ids = tiny_model(**architecture), tokens(2, 40)
-    layers, scale = model.config.num_hidden_layers, model.config.trace_scale
+    layers = model.config.num_hidden_layers
     memory, recorder = model(tokens(2, 5), use_cache=True).past_key_values, Recorder(model)
     recalled, traces = [], []
     for t in range(40):
@@ -206,12 +207,17 @@ def test_any_mixture_of_interventions_is_attributed(architecture):
         before = [torch.zeros_like(trace) if restart else trace.clone() for trace in traces_in(memory)]
         with recorder:
             outputs = model(input_ids[:, t : t + 1], past_key_values=memory, output_recall=True, **inputs)
-        effective = [cell.memory_bank + scale * trace for cell, trace in zip(cells(model), before, strict=True)]
-        recalled.append([a[:, 0, None] @ e for a, e in zip(outputs.recall, effective, strict=True)])
         traces.append([trace.clone() for trace in traces_in(memory)])
+        recalled.append(
+            [
+                recalled_from(layer, a[:, 0], *states)
+                for layer, a, *states in zip(layers_of(model), outputs.recall, before, traces[-1], strict=True)
+            ]
+        )
     for row, recording in enumerate(recorder.recordings()):
         for index, layer in enumerate(recording.layers):
-            close(sum_of_parts(layer.attribution), torch.stack([step[index][row, 0] for step in recalled]))
+            found = [sum_of_parts(memory.attribution) for memory in layer.heads or [layer]]
+            close(torch.cat(found, -1), torch.stack([step[index][row] for step in recalled]))
             close(torch.stack([layer.trace(t) for t in range(40)]), torch.stack([t[index][row] for t in traces]))
             silent = ~layer.written
             assert silent.any()
@@ -221,15 +227,26 @@ def test_any_mixture_of_interventions_is_attributed(architecture):
 
 
 def traces_in(past_key_values):
-    return [layer.state.trace for layer in past_key_values.layers]
+    return [layer.state.trace for layer in past_key_values.layers if hasattr(layer.state, "trace")]
 
 
-def cells(model):
-    return [layer.cell for layer in model.base_model.layers]
+def layers_of(model):
+    return [model.base_model.layers[index] for index in layers_with_memory(model)]
 
 
-def test_generation_with_interventions_is_recorded_with_them():
-    model, prompt = tiny_model(num_hidden_layers=2), tokens(1, 6)
+def recalled_from(layer, recall, before, after):
+    """What a layer recalls with these weights: a cell from its trace before the token, a mixer from that after it."""
+    if hasattr(layer, "cell"):
+        memory = layer.cell.memory_bank + layer.cell.settings.trace_scale * before
+        return (recall[:, None] @ memory)[:, 0]
+    bank, width = layer.mixer.bank(after.dtype), layer.mixer.head_dim
+    slots = mixer_slots(bank.values, bank.trace_scale[:, None, None], after, width)
+    return (recall[:, :, None] @ slots).flatten(1)
+
+
+@kinds
+def test_generation_with_interventions_is_recorded_with_them(kind):
+    model, prompt = tiny_model(**kind), tokens(1, 6)
     slot_mask, write_mask = torch.arange(8) != 3, torch.arange(6)[None] != 2
     with Recorder(model) as recorder:
         output = model.generate(
@@ -245,14 +262,15 @@ def test_generation_with_interventions_is_recorded_with_them():
 # Generation
 
 
+@kinds
 @pytest.mark.parametrize(
     "how",
     [{}, {"cache_implementation": "static"}, {"prefill_chunk_size": 3}, {"do_sample": True}],
     ids=["greedy", "static", "chunked_prefill", "sampling"],
 )
 @pytest.mark.parametrize("lengths", [[7], [5, 8, 3]], ids=["one_row", "three_rows"])
-def test_generation_is_recorded_as_it_happens(how, lengths):
-    model, inputs = tiny_model(num_hidden_layers=2), left_padded(lengths)
+def test_generation_is_recorded_as_it_happens(how, lengths, kind):
+    model, inputs = tiny_model(**kind), left_padded(lengths)
     how = {"max_new_tokens": 10, "pad_token_id": 1, "eos_token_id": [5, 11, 17], **how}
     torch.manual_seed(0)
     plain = model.generate(**inputs, **how)
@@ -267,7 +285,7 @@ def test_generation_is_recorded_as_it_happens(how, lengths):
         same(recording.token_ids, text)
         assert len(recording) >= len(prompt)
         [read] = record(model, text[None])
-        for generated, expected in zip(recording.layers, read.layers, strict=True):
+        for generated, expected in zip(memories(recording), memories(read), strict=True):
             close(generated.recall, expected.recall)
             close(generated.attribution.coefficients, expected.attribution.coefficients)
             close(generated.trace(), expected.trace())
@@ -294,30 +312,33 @@ def test_recorder_keeps_only_recall_and_encoding_per_token():
     assert held == 23 * (8 + 16) * 8  # float64
 
 
-def test_recorder_may_be_entered_for_one_step_at_a_time():
-    model, input_ids = tiny_model(), tokens(1, 6)
+@kinds
+def test_recorder_may_be_entered_for_one_step_at_a_time(kind):
+    model, input_ids = tiny_model(**kind), tokens(1, 6)
     memory, recorder = DynamicCache(config=model.config), Recorder(model)
     for t in range(6):
         with recorder:
             model(input_ids[:, t : t + 1], past_key_values=memory)
-        assert recorder.packets[-1].recall[0].shape == (1, 1, 8)
+        assert recorder.packets[-1].recall[0].shape[:2] == (1, 1)
         memory = copy.deepcopy(memory)
         as_new_sequence(memory)
     [stepwise], [whole] = recorder.recordings(), record(model, input_ids)
-    close(stepwise.layers[0].attribution.coefficients, whole.layers[0].attribution.coefficients)
+    for steps, once in zip(memories(stepwise), memories(whole), strict=True):
+        close(steps.attribution.coefficients, once.attribution.coefficients)
 
 
 # What recording leaves alone, and what it refuses
 
 
-def test_model_is_as_before_after_recording():
-    model, input_ids = tiny_model(), tokens(1, 6)
+@kinds
+def test_model_is_as_before_after_recording(kind):
+    model, input_ids = tiny_model(**kind), tokens(1, 6)
     with Recorder(model) as recorder:
         model(input_ids)
     before = len(recorder.packets)
     outputs = model(input_ids)
     assert len(recorder.packets) == before == 1
-    assert not {"recall", "encodings"} & outputs.keys()
+    assert not {"recall", "encodings", "reads"} & outputs.keys()
 
 
 def test_other_threads_on_the_same_model_are_not_recorded():
@@ -330,16 +351,17 @@ def test_other_threads_on_the_same_model_are_not_recorded():
         model(input_ids)
     [recording] = recorder.recordings()
     same(recording.token_ids, input_ids[0])
-    assert not {"recall", "encodings"} & seen[0]
+    assert not {"recall", "encodings", "reads"} & seen[0]
 
 
+@kinds
 @pytest.mark.parametrize("model_class", [EnnModel, EnnForSequenceClassification, EnnForImageClassification])
-def test_every_model_can_be_recorded(model_class):
-    model = tiny_model(model_class, num_hidden_layers=2)
+def test_every_model_can_be_recorded(model_class, kind):
+    model = tiny_model(model_class, **kind)
     recordings = record(model, **tiny_inputs(model))
     assert len(recordings) == 3
-    for layer in recordings[2].layers:
-        close(sum_of_parts(layer.attribution), recalled_by_definition(layer))
+    for memory in memories(recordings[2]):
+        close(sum_of_parts(memory.attribution), recalled_by_definition(memory))
     if model_class is EnnForImageClassification:
         assert recordings[0].token_ids is None
         assert recordings[0].tokens == tuple(map(str, range(8)))
@@ -361,8 +383,9 @@ def test_tokens_are_named_by_the_tokenizer_or_by_their_ids():
     assert recording.tokens == ("It", " is", " a", " truth")
 
 
-def test_memory_that_changes_between_steps_is_refused():
-    model = tiny_model()
+@kinds
+def test_memory_that_changes_between_steps_is_refused(kind):
+    model = tiny_model(**kind)
     recorder = Recorder(model)
     with recorder:
         memory = model(tokens(2, 4), use_cache=True).past_key_values
@@ -404,6 +427,11 @@ def test_recorder_wants_a_model_of_this_package():
         Recorder(torch.nn.Linear(2, 2))
 
 
+def test_recorder_wants_a_layer_with_a_memory():
+    with pytest.raises(ValueError, match=r"layer_types is \['full_attention'\]: there is no memory to record"):
+        Recorder(tiny_model(layer_types=["full_attention"]))
+
+
 def test_recorder_without_a_run_says_so():
     with pytest.raises(ValueError, match="Nothing was recorded"):
         Recorder(tiny_model()).recordings()
@@ -419,8 +447,13 @@ def test_recordings_introduce_themselves_briefly():
     [recording] = record(tiny_model(), tokens(1, 6))
     layer = recording.layers[0]
     assert repr(recording) == "Recording(tokens=6, layers=1)"
-    assert repr(layer) == "LayerRecording(layer=0, tokens=6, slots=8, width=16)"
+    assert repr(layer) == "CellRecording(layer=0, tokens=6, slots=8, width=16)"
     assert repr(layer.attribution) == "Attribution(tokens=6, exact=True)"
+    [recording] = record(tiny_model(**ARCHITECTURES["mixer"]), tokens(1, 6))
+    layer = recording.layers[1]
+    assert repr(layer) == "MixerRecording(layer=1, tokens=6, heads=2, slots=8, width=8)"
+    assert repr(layer.heads[1]) == "HeadRecording(layer=1, head=1, tokens=6, slots=8, width=8)"
+    assert repr(layer.attribution) == "MixerAttribution(tokens=6, heads=2)"
 
 
 # Real text
@@ -445,8 +478,3 @@ def test_cost_of_recording_is_measured_by_a_command(monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["recording", "--rounds", "2", "--new_tokens", "5"])
     main()
     assert re.search(r"time recorded / plain: \d+\.\d+ \(.*reading 15 tokens", capsys.readouterr().out, re.DOTALL)
-
-
-def test_layers_that_cannot_be_recorded_are_named():
-    with pytest.raises(NotImplementedError, match=r"layer_types holds \['engram_mixer', 'full_attention'"):
-        Recorder(tiny_model(**ARCHITECTURES["hybrid"]))

@@ -77,6 +77,12 @@ def load_model(choice: ModelChoice) -> LoadedModel:
         config = AutoConfig.from_pretrained(choice.name, **options)
         if config.model_type != "enn":
             raise ValueError(f"it is a {config.model_type!r} model, and this page shows the memory of 'enn' models.")
+        others = sorted(set(config.layer_types) - {"engram"})
+        if others:
+            raise ValueError(
+                f"it has layers of the types {', '.join(others)}; this page replays the memory of 'engram' layers. "
+                "hf_engram.traces records the others."
+            )
         architecture = (config.architectures or ["none"])[0]
         if architecture == "EnnForCausalLM":
             processor = AutoTokenizer.from_pretrained(choice.name, **options)

@@ -55,6 +55,13 @@ def test_a_folder_without_an_engram_model_is_refused_with_a_sentence(shelf, text
         shelf.get(ModelChoice(str(folder)))
 
 
+def test_a_model_whose_memory_the_page_cannot_replay_is_refused_with_a_sentence(shelf, text_folder, make_model):
+    folder = text_folder.parent / "hybrid"
+    make_model(layer_types=["engram_mixer", "engram"], num_attention_heads=2).save_pretrained(folder)
+    with pytest.raises(ValueError, match="was not loaded: it has layers of the types engram_mixer; this page replays"):
+        shelf.get(ModelChoice(str(folder)))
+
+
 def test_code_that_comes_with_a_checkpoint_is_not_run_without_the_tick(shelf, text_folder, tmp_path):
     folder = text_folder.parent / "with-code"
     folder.mkdir()
