@@ -7,6 +7,7 @@ import torch
 from helpers import close, tiny_model, tokens
 from PIL import Image
 from recipes import CHECKPOINTS, debug_images_run, debug_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train import image_classification, language_model
 from train.memory_log import memory_numbers, read
@@ -70,6 +71,23 @@ def test_the_memory_is_logged_and_drawn_while_training_goes_on(recipe, tmp_path)
     pictures = sorted(path.name for path in (tmp_path / "memory").iterdir())
     assert pictures == ["step-000004.png", "step-000008.png"]
     assert np.asarray(Image.open(tmp_path / "memory" / pictures[0])).std() > 10
+
+
+def test_tensorboard_holds_the_loss_and_what_the_memory_does(tmp_path):
+    options = ["--memory_steps", "2", "--report_to", "tensorboard"]
+    trainer, _ = language_model.build_trainer(*debug_run(tmp_path, *CHECKPOINTS, *options))
+    trainer.train()
+    [file] = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    expected = {}
+    for entry in trainer.state.log_history:
+        for name in entry.keys() & {"loss", "memory_0_recall_entropy", "memory_1_trace_share"}:
+            expected.setdefault(f"train/{name}", []).append((entry["step"], entry[name]))
+    assert [len(expected[name]) for name in sorted(expected)] == [8, 4, 4]
+    for name, values in expected.items():
+        steps, numbers = zip(*values, strict=True)
+        assert [event.step for event in events.Scalars(name)] == list(steps)
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(numbers)
 
 
 def test_recording_changes_nothing(tmp_path):
