@@ -26,9 +26,9 @@ from hf_engram.modeling_enn import image_to_sequence
 from .arguments import parse_arguments
 from .checkpoints import find_checkpoint
 from .images import ImageArguments, collate, load_images, make_processor
-from .memory_log import RecordMemory
+from .memory_log import RecordMemory, memory_layers
 from .models import ImageModelArguments, make_model
-from .runs import RecipeTrainingArguments, callbacks_for, command_line, describe, finish, is_enn, save, train
+from .runs import RecipeTrainingArguments, callbacks_for, command_line, describe, finish, save, train
 from .trainer import ImageTrainer, state_bytes
 
 IMAGES_IN_MEMORY_LOG = 16
@@ -103,7 +103,7 @@ def build_trainer(
         random_flip=image_args.random_flip,
         callbacks=callbacks_for(training_args),
     )
-    if is_enn(trainer.model) and (training_args.memory_steps or training_args.memory_plot_steps):
+    if memory_layers(trainer.model.config) and (training_args.memory_steps or training_args.memory_plot_steps):
         some = data_collator([splits["validation"][index] for index in range(IMAGES_IN_MEMORY_LOG)])
         sequences = {"inputs_embeds": image_to_sequence(some["pixel_values"], trainer.model.config)}
         steps = training_args.memory_steps, training_args.memory_plot_steps

@@ -24,9 +24,9 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from .arguments import parse_arguments
 from .checkpoints import find_checkpoint
 from .data import DataArguments, load_text, tokenize
-from .memory_log import RecordMemory
+from .memory_log import RecordMemory, memory_layers
 from .models import LanguageModelArguments, make_model
-from .runs import RecipeTrainingArguments, callbacks_for, command_line, describe, finish, is_enn, save, train
+from .runs import RecipeTrainingArguments, callbacks_for, command_line, describe, finish, save, train
 from .streams import StreamedBlocks, TextStreams, collate
 from .trainer import LanguageTrainer, state_bytes
 from .vocabulary import train_tokenizer, word_tokenizer
@@ -146,7 +146,7 @@ def build_trainer(
         for split in ("validation", "test")
         if split in texts
     }
-    if is_enn(trainer.model) and (training_args.memory_steps or training_args.memory_plot_steps):
+    if memory_layers(trainer.model.config) and (training_args.memory_steps or training_args.memory_plot_steps):
         blocks = TextStreams.blocks(texts["validation"], block_size, start)
         some = trainer.data_collator([blocks[index] for index in range(min(ROWS_IN_MEMORY_LOG, len(blocks)))])
         steps = training_args.memory_steps, training_args.memory_plot_steps

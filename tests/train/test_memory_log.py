@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import close, tiny_model, tokens
+from helpers import ARCHITECTURES, close, tiny_model, tokens
 from PIL import Image
 from recipes import CHECKPOINTS, debug_images_run, debug_run
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -40,6 +40,41 @@ def test_the_numbers_are_those_of_the_cell(layers):
         share = (from_trace / (bank + from_trace)).mean().item()
         assert numbers[f"memory_{layer}_trace_share"] == pytest.approx(share)
         assert numbers[f"memory_{layer}_bank_share"] == pytest.approx(1 - share)
+
+
+@pytest.mark.parametrize("architecture", ["mixer", "hybrid"])
+def test_the_numbers_of_a_mixer_are_means_over_its_heads(architecture):
+    model, text = tiny_model(**ARCHITECTURES[architecture]), tokens(3, 9)
+    numbers = memory_numbers(model, *read(model, {"input_ids": text}))
+    output = model(text, output_recall=True, output_traces=True)
+    recall, trace = output.recall[0], output.traces[0]
+    entropy = -(recall * recall.log()).sum(-1).mean((0, 1))
+    mean = recall.mean((0, 1))
+    assert numbers["memory_0_recall_entropy"] == pytest.approx(entropy.mean().item())
+    assert numbers["memory_0_slots_in_use"] == pytest.approx((-(mean * mean.log()).sum(-1)).exp().mean().item())
+    assert numbers["memory_0_trace_norm"] == pytest.approx(trace.square().sum((2, 3)).sqrt().mean().item())
+    layers = {"mixer": {0, 1}, "hybrid": {0, 2}}[architecture]  # attention has no memory
+    assert {int(name.split("_")[1]) for name in numbers} == layers
+
+    # Where the bank holds ones and zeros are written, the recalled memory is the bank's share.
+    mixer = model.model.layers[0].mixer
+    mixer.bank_values.data.fill_(1)
+    mixer.v_proj.weight.data.zero_()
+    recalled = []
+    mixer.output_norm.register_forward_pre_hook(lambda _, inputs: recalled.append(inputs[0]))
+    model(text)
+    assert numbers["memory_0_bank_share"] == pytest.approx(recalled[0][:, -1].mean().item())
+    assert numbers["memory_0_trace_share"] == pytest.approx(1 - numbers["memory_0_bank_share"])
+
+
+@pytest.mark.parametrize(("architecture", "layers"), [("mixer", {0, 1}), ("hybrid", {0}), ("transformer", set())])
+def test_layers_with_a_memory_are_logged_and_drawn(architecture, layers, tmp_path):
+    options = [*CHECKPOINTS, "--architecture", architecture, "--memory_steps", "4", "--memory_plot_steps", "8"]
+    trainer, _ = language_model.build_trainer(*debug_run(tmp_path, *options))
+    trainer.train()
+    logged = {name for entry in trainer.state.log_history for name in entry if name.startswith("memory_")}
+    assert {int(name.split("_")[1]) for name in logged} == layers
+    assert (tmp_path / "memory" / "step-000008.png").exists() == bool(layers)
 
 
 def test_reading_leaves_the_model_as_it_was():
