@@ -33,7 +33,7 @@ clean: ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/demo.stamp: EXTRAS := cpu,serve
-$(VENV)/dev.stamp: EXTRAS := cpu,serve,train,search,traces,keras,ecosystem,dev
+$(VENV)/dev.stamp: EXTRAS := cpu,serve,train,search,tensorboard,traces,keras,ecosystem,dev
 $(VENV)/%.stamp: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'

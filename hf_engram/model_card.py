@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from .configuration_enn import EnnConfig
+from .configuration_enn import BLOCK_LAYER_TYPES, EnnConfig
 
 PICTURE = "trace.png"
 RUN_FILES = ("run.json", "all_results.json", "trainer_state.json", PICTURE)
@@ -44,6 +44,26 @@ TRAINING_FIELDS = (
     "fp16",
     "seed",
 )
+MEMORY_LAYER_TYPES = ("engram", "engram_mixer")
+# Fields of the config that only layers of these types read.
+FIELDS_OF_TYPES = {
+    ("engram",): (
+        "integrator",
+        "use_layer_norm",
+        "hebbian_lr",
+        "trace_scale",
+        "trace_clip",
+        "trace_scope",
+        "trace_noise",
+        "initial_state_std",
+        "recall_temperature",
+        "sparsity_strength",
+    ),
+    ("engram_mixer",): ("conv_kernel",),
+    MEMORY_LAYER_TYPES: ("memory_size", "recall_entropy_weight"),
+    BLOCK_LAYER_TYPES: ("num_attention_heads", "intermediate_size"),
+    ("sliding_attention",): ("sliding_window",),
+}
 # What the Trainer writes beside the scores of a split.
 NOT_SCORES = {"runtime", "samples_per_second", "steps_per_second", "samples"}
 LOGGED_ROWS = 10
@@ -166,16 +186,20 @@ def write_card(folder: str | Path, name: str | None = None) -> None:
     scores = find_scores(results)
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": format_number, "words": describe_metric}
+    layer_types = config["layer_types"]
+    memories = [index for index, layer_type in enumerate(layer_types) if layer_type in MEMORY_LAYER_TYPES]
     template = resources.files(__package__).joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8")
     card = ModelCard(
         environment.from_string(template).render(
-            metadata=card_metadata(name.rpartition("/")[2], task, run, scores).to_yaml(),
+            metadata=card_metadata(name.rpartition("/")[2], task, bool(memories), run, scores).to_yaml(),
             name=name,
             title=name.rpartition("/")[2],
             run=run,
             task=task,
             auto_class=auto_class,
             config=config,
+            layer_types=layer_types,
+            memory_layer=memories[0] if memories else None,
             settings=describe_settings(config),
             parameters=count_parameters(folder),
             results=results,
@@ -187,7 +211,9 @@ def write_card(folder: str | Path, name: str | None = None) -> None:
     (folder / "README.md").write_text(str(card).strip() + "\n", encoding="utf-8")
 
 
-def card_metadata(title: str, task: str, run: TrainingRun, scores: list[tuple[str, str, float]]) -> ModelCardData:
+def card_metadata(
+    title: str, task: str, has_memory: bool, run: TrainingRun, scores: list[tuple[str, str, float]]
+) -> ModelCardData:
     """The card's head: what the Hub searches by, and the scores as a model-index."""
     data = run.data[0] if run.data else None
     evaluations = [
@@ -209,7 +235,7 @@ def card_metadata(title: str, task: str, run: TrainingRun, scores: list[tuple[st
         license=run.license,
         library_name="transformers",
         pipeline_tag=task,
-        tags=["enn", "engram", "recurrent", "hebbian-memory"],
+        tags=["enn", "engram", "recurrent", "hebbian-memory"] if has_memory else ["enn", "transformer"],
         datasets=[source.hub_id for source in run.data if source.hub_id] or None,
         model_name=title if evaluations else None,
         eval_results=evaluations or None,
@@ -240,15 +266,20 @@ def describe_metric(metric: str) -> str:
 
 
 def describe_settings(config: dict[str, Any]) -> dict[str, Any]:
-    """The sizes and the plasticity, and every other field of the network that is not the default."""
-    default = EnnConfig()
+    """The sizes and the plasticity, and every other field that the layers read and that is not the default."""
+    default, layer_types = EnnConfig(), set(config["layer_types"])
     always = ("num_hidden_layers", "hidden_size", "memory_size", "vocab_size", "hebbian_lr", "trace_scope")
-    implied = ("layer_types", "integrator_size", "embedding_size", "bos_token_id", "eos_token_id", "pad_token_id")
-    others = [name for name in EnnConfig.__annotations__ if name in config and name not in (*always, *implied)]
-    return {
+    always += ("num_attention_heads", "intermediate_size", "conv_kernel", "sliding_window")
+    unused = {name for types, names in FIELDS_OF_TYPES.items() if not layer_types & set(types) for name in names}
+    implied = {"layer_types", "integrator_size", "embedding_size", "bos_token_id", "eos_token_id", "pad_token_id"}
+    others = [name for name in EnnConfig.__annotations__ if name in config and name not in {*always, *implied}]
+    types = {} if layer_types == {"engram"} else {"layer_types": ", ".join(config["layer_types"])}
+    return types | {
         name: config[name]
         for name in (*always, *others)
-        if config.get(name) is not None and (name in always or config[name] != getattr(default, name))
+        if name not in unused
+        and config.get(name) is not None
+        and (name in always or config[name] != getattr(default, name))
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import tiny_model
+from helpers import ARCHITECTURES, tiny_model
 from huggingface_hub import ModelCard
 from PIL import Image
 from safetensors import safe_open
@@ -172,6 +172,46 @@ def test_card_says_how_far_rows_see_each_other(folder):
     assert "Rows of a batch write into each other's traces" in (folder / "README.md").read_text()
 
 
+TRANSFORMER = {"layer_types": ["sliding_attention"], "num_attention_heads": 2, "sliding_window": 5}
+CELL = ("`hebbian_lr`", "Every write of a cell")
+MIXER = (
+    "`conv_kernel`",
+    "each of their 2 heads has a bank and a trace of\nits own",
+    "every head has a time scale of its own",
+)
+ATTENTION = ("see the last 5 steps",)
+MEMORY = ("`memory_size`", "hebbian-memory", "an explicit\nmemory", "The trace belongs to one sequence", "A slot holds")
+LAYERS = {
+    "cells": (
+        ARCHITECTURES["stacked"],
+        (*MEMORY, *CELL),
+        (*MIXER, *ATTENTION, "`layer_types`", "`num_attention_heads`"),
+    ),
+    "mixers": (ARCHITECTURES["mixer"], (*MEMORY, *MIXER, "| engram_mixer, engram_mixer |"), (*CELL, *ATTENTION)),
+    "hybrid": (ARCHITECTURES["hybrid"], (*MEMORY, *CELL, *MIXER, *ATTENTION, "state grows with the sequence"), ()),
+    "transformer": (
+        TRANSFORMER,
+        (*ATTENTION, "A Transformer", "`num_attention_heads` | 2 |"),
+        (*MEMORY, *CELL, *MIXER),
+    ),
+}
+
+
+@pytest.mark.parametrize(("fields", "said", "not_said"), LAYERS.values(), ids=LAYERS)
+def test_card_says_what_is_true_of_the_layers(tmp_path, fields, said, not_said):
+    model = tiny_model(dtype=torch.float32, vocab_size=4096, **fields)
+    save_for_hub(model, tmp_path, AutoTokenizer.from_pretrained(BOOKS))
+    card = (tmp_path / "README.md").read_text()
+    assert [text for text in said if text not in card] == []
+    assert [text for text in not_said if text in card] == []
+
+
+def test_mixers_of_different_rows_are_apart_whatever_the_scope_of_cells(tmp_path):
+    fields = {"trace_scope": "batch", **ARCHITECTURES["mixer"]}
+    save_for_hub(tiny_model(vocab_size=4096, **fields), tmp_path, AutoTokenizer.from_pretrained(BOOKS))
+    assert "Rows of a batch write" not in (tmp_path / "README.md").read_text()
+
+
 @pytest.mark.parametrize("model_class", [EnnForCausalLM, EnnForImageClassification])
 def test_card_shows_what_the_memory_did_with_an_example(tmp_path, model_class):
     model = tiny_model(
@@ -185,7 +225,8 @@ def test_card_shows_what_the_memory_did_with_an_example(tmp_path, model_class):
         example = processor(Image.new("RGB", (20, 30)), return_tensors="pt")
     save_for_hub(model.train(), tmp_path, processor, example=example)
     assert model.training
-    assert "](trace.png)" in (tmp_path / "README.md").read_text()
+    read = "An image" if model_class is EnnForImageClassification else "A text"
+    assert f"![{read} being read: " in (tmp_path / "README.md").read_text()
     with Image.open(tmp_path / "trace.png") as picture:
         assert min(picture.size) > 200
     save_for_hub(model, tmp_path, processor)
@@ -202,6 +243,8 @@ EXAMPLES = {
     "backbone": (EnnModel, {"vocab_size": 4096}),
     "features": (EnnModel, {"vocab_size": None}),
     "text": (EnnForCausalLM, {"vocab_size": 4096}),
+    "mixer": (EnnForCausalLM, {"vocab_size": 4096, **ARCHITECTURES["mixer"]}),
+    "transformer": (EnnForCausalLM, {"vocab_size": 4096, **TRANSFORMER}),
     "text_classes": (EnnForSequenceClassification, {"vocab_size": 4096}),
     "feature_classes": (EnnForSequenceClassification, {"vocab_size": None}),
     "images": (EnnForImageClassification, {}),

@@ -23,6 +23,7 @@ import yaml
 from scipy.stats import ttest_ind
 
 from .checkpoints import whole_checkpoints
+from .runs import command_line
 
 RECIPES = ("image_classification", "language_model")
 OPTIONS_FILE = "options.json"
@@ -128,7 +129,7 @@ def run_one(comparison: Comparison, model: str, seed: int) -> dict[str, Any]:
         recorded.write_text(json.dumps(argv, indent=1))
         resume = ["--resume_from_checkpoint", "true"] if whole_checkpoints(folder) else []
         recipe = importlib.import_module(f"{__package__}.{comparison.recipe}")
-        recipe.run(*recipe.parse([*argv, *resume]))
+        recipe.run(*recipe.parse([*argv, *resume]), command=command_line(comparison.recipe, argv))
     metrics = json.loads(result.read_text())
     if comparison.metric not in metrics:
         raise ValueError(f"metric is {comparison.metric!r}; allowed: one of {sorted(metrics)}.")

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_engram.hub import DataSource
 
+from .sources import dataset_source
 from .vocabulary import END_OF_TEXT, SMALLEST_VOCABULARY
 
 ROW_KINDS = ("lines", "documents")
@@ -112,13 +113,7 @@ class DataArguments:
         """The text as the model card names it."""
         if self.dataset_name is None:
             return DataSource(", ".join(self.train_files), self.data_license)
-        on_the_hub = not Path(self.dataset_name).is_dir()
-        return DataSource(
-            name=self.dataset_name if on_the_hub else Path(self.dataset_name).name,
-            license=self.data_license,
-            hub_id=self.dataset_name if on_the_hub else None,
-            config=self.dataset_config,
-        )
+        return dataset_source(self.dataset_name, self.dataset_config, self.data_license)
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

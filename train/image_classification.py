@@ -7,14 +7,18 @@
 
 The YAML file holds any of the options below; options on the command line replace its values. Ctrl-C saves a
 checkpoint, and `--resume_from_checkpoint true` goes on from the last one as if nothing had happened. At the end
-output_dir holds the model, its image processor and all_results.json with loss and accuracy on the validation and test
-images.
+output_dir holds the model, its image processor, its code, a model card, and all_results.json with loss and accuracy on
+the validation and test images. To share it:
+
+    python -m hf_engram.hub push runs/mnist_rows user/name
 """
 
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from hf_engram.modeling_enn import image_to_sequence
@@ -22,9 +26,9 @@ from hf_engram.modeling_enn import image_to_sequence
 from .arguments import parse_arguments
 from .checkpoints import find_checkpoint
 from .images import ImageArguments, collate, load_images, make_processor
-from .memory_log import RecordMemory
+from .memory_log import RecordMemory, memory_layers
 from .models import ImageModelArguments, make_model
-from .runs import RecipeTrainingArguments, callbacks_for, train
+from .runs import RecipeTrainingArguments, callbacks_for, command_line, describe, finish, save, train
 from .trainer import ImageTrainer, state_bytes
 
 IMAGES_IN_MEMORY_LOG = 16
@@ -99,7 +103,7 @@ def build_trainer(
         random_flip=image_args.random_flip,
         callbacks=callbacks_for(training_args),
     )
-    if model_args.architecture == "enn" and (training_args.memory_steps or training_args.memory_plot_steps):
+    if memory_layers(trainer.model.config) and (training_args.memory_steps or training_args.memory_plot_steps):
         some = data_collator([splits["validation"][index] for index in range(IMAGES_IN_MEMORY_LOG)])
         sequences = {"inputs_embeds": image_to_sequence(some["pixel_values"], trainer.model.config)}
         steps = training_args.memory_steps, training_args.memory_plot_steps
@@ -108,9 +112,15 @@ def build_trainer(
 
 
 def run(
-    model_args: ImageModelArguments, image_args: ImageArguments, training_args: ImageTrainingArguments
+    model_args: ImageModelArguments,
+    image_args: ImageArguments,
+    training_args: ImageTrainingArguments,
+    command: str | None = None,
 ) -> dict[str, float]:
-    """Train, evaluate and save.
+    """Train, save, evaluate, and write the model card of an ENN.
+
+    Args:
+        command: what was typed, for the model card.
 
     Returns:
         what all_results.json holds.
@@ -118,21 +128,25 @@ def run(
     checkpoint = find_checkpoint(training_args)
     trainer, splits = build_trainer(model_args, image_args, training_args)
     metrics = train(trainer, checkpoint)
-    trainer.save_model()
+    changes = {name: getattr(image_args, name) for name in ("random_shift", "random_flip")}
+    save(trainer, describe(training_args, image_args.source(), command, arguments=changes), first_image(trainer))
     for split, images in splits.items():
         metrics |= trainer.evaluate(images, metric_key_prefix=split)
     metrics["state_bytes"] = image_state_bytes(trainer)
-    trainer.save_metrics("all", metrics, combined=False)
-    if trainer.is_world_process_zero():
-        print(report(metrics, list(splits)))
+    finish(trainer, metrics, report(metrics, list(splits)))
     return metrics
+
+
+def first_image(trainer: ImageTrainer) -> dict[str, Tensor]:
+    """The first validation image, as an input of the model."""
+    image = trainer.data_collator([trainer.eval_dataset[0]])["pixel_values"]
+    return {"pixel_values": image.to(trainer.args.device)}
 
 
 @torch.no_grad()
 def image_state_bytes(trainer: ImageTrainer) -> int:
     """Bytes of the state with which the model has read one image."""
-    image = trainer.data_collator([trainer.eval_dataset[0]])["pixel_values"].to(trainer.args.device)
-    return state_bytes(trainer.model.eval()(pixel_values=image, use_cache=True).past_key_values)
+    return state_bytes(trainer.model.eval()(**first_image(trainer), use_cache=True).past_key_values)
 
 
 def report(metrics: dict[str, float], splits: list[str]) -> str:
@@ -147,4 +161,4 @@ def report(metrics: dict[str, float], splits: list[str]) -> str:
 
 
 if __name__ == "__main__":
-    run(*parse())
+    run(*parse(), command=command_line("image_classification", sys.argv[1:]))

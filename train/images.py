@@ -10,6 +10,9 @@ from torch import Tensor
 
 from hf_engram import EnnImageProcessor
 from hf_engram.configuration_enn import IMAGE_SEQUENCES
+from hf_engram.hub import DataSource
+
+from .sources import dataset_source
 
 
 @dataclass
@@ -57,6 +60,7 @@ class ImageArguments:
         default=0, metadata={"help": "In training, move every image by up to so many pixels in both directions."}
     )
     random_flip: bool = field(default=False, metadata={"help": "In training, mirror every second image."})
+    data_license: str | None = field(default=None, metadata={"help": "Licence of the images, for the model card."})
 
     def __post_init__(self) -> None:
         self._require("dataset_name", self.dataset_name is not None, "a name on the Hub or a local folder")
@@ -71,6 +75,10 @@ class ImageArguments:
             self._require(name, values is None or len(values) == self.num_channels, f"{numbers}, or None")
         both = (self.image_mean is None) == (self.image_std is None)
         self._require("image_std", both, f"{numbers} together with image_mean ({self.image_mean!r}), or both None")
+
+    def source(self) -> DataSource:
+        """The images as the model card names them."""
+        return dataset_source(self.dataset_name, self.dataset_config, self.data_license)
 
     def _require(self, name: str, holds: bool, allowed: str) -> None:
         if not holds:

@@ -13,25 +13,21 @@ all_results.json with the perplexities of the validation and test text, per toke
     python -m hf_engram.hub push runs/wikitext2 user/name
 """
 
-import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
-from hf_engram.hub import TrainingRun, save_for_hub, write_card
-
 from .arguments import parse_arguments
 from .checkpoints import find_checkpoint
 from .data import DataArguments, load_text, tokenize
-from .memory_log import RecordMemory
+from .memory_log import RecordMemory, memory_layers
 from .models import LanguageModelArguments, make_model
-from .runs import RecipeTrainingArguments, callbacks_for, train
+from .runs import RecipeTrainingArguments, callbacks_for, command_line, describe, finish, save, train
 from .streams import StreamedBlocks, TextStreams, collate
 from .trainer import LanguageTrainer, state_bytes
 from .vocabulary import train_tokenizer, word_tokenizer
@@ -70,9 +66,6 @@ class LanguageTrainingArguments(RecipeTrainingArguments):
     )
     # The loss is taken on `shift_labels`, a keyword argument that the model's signature does not show.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has to be false here."})
-    model_license: str | None = field(
-        default=None, metadata={"help": "Licence of the weights (apache-2.0), for the model card."}
-    )
 
 
 ARGUMENT_GROUPS = (LanguageModelArguments, DataArguments, LanguageTrainingArguments)
@@ -152,7 +145,7 @@ def build_trainer(
         for split in ("validation", "test")
         if split in texts
     }
-    if model_args.architecture == "enn" and (training_args.memory_steps or training_args.memory_plot_steps):
+    if memory_layers(trainer.model.config) and (training_args.memory_steps or training_args.memory_plot_steps):
         blocks = TextStreams.blocks(texts["validation"], block_size, start)
         some = trainer.data_collator([blocks[index] for index in range(min(ROWS_IN_MEMORY_LOG, len(blocks)))])
         steps = training_args.memory_steps, training_args.memory_plot_steps
@@ -177,22 +170,6 @@ def find_tokenizer(data_args: DataArguments, text: dict[str, Dataset | IterableD
     return tokenizer
 
 
-def describe(
-    data_args: DataArguments, training_args: LanguageTrainingArguments, command: str | None = None
-) -> TrainingRun:
-    """What the model card tells of the run."""
-    options = ("mode", "block_size") if data_args.train_files is None else ("mode", "block_size", "validation_fraction")
-    return TrainingRun.on_this_machine(
-        training_args,
-        name=training_args.hub_model_id,
-        license=training_args.model_license,
-        language=data_args.language,
-        data=[data_args.source()],
-        command=command,
-        arguments={name: getattr(data_args, name) for name in options},
-    )
-
-
 def run(
     model_args: LanguageModelArguments,
     data_args: DataArguments,
@@ -211,14 +188,12 @@ def run(
     tokenizer = None if checkpoint is None else AutoTokenizer.from_pretrained(checkpoint)
     trainer, texts = build_trainer(model_args, data_args, training_args, tokenizer)
     metrics = train(trainer, checkpoint)
-    is_enn = model_args.architecture == "enn"
-    output = Path(training_args.output_dir)
-    if not is_enn:
-        trainer.save_model()
-    elif trainer.is_world_process_zero():
-        example = {"input_ids": torch.tensor(texts["validation"].text.tokens[None, :EXAMPLE_TOKENS], dtype=torch.long)}
-        description = describe(data_args, training_args, command)
-        save_for_hub(trainer.model, output, trainer.processing_class, description, example)
+    options = ("mode", "block_size") if data_args.train_files is None else ("mode", "block_size", "validation_fraction")
+    arguments = {name: getattr(data_args, name) for name in options}
+    language = data_args.language
+    description = describe(training_args, data_args.source(), command, language=language, arguments=arguments)
+    example = torch.tensor(texts["validation"].text.tokens[None, :EXAMPLE_TOKENS], dtype=torch.long)
+    save(trainer, description, {"input_ids": example})
     for split, text in texts.items():
         metrics |= trainer.evaluate(text, metric_key_prefix=split)
     seen = trainer.state.num_input_tokens_seen
@@ -227,11 +202,7 @@ def run(
         "train_tokens_seen": seen,
         "train_tokens_per_second": seen / metrics["train_seconds"],
     }
-    trainer.save_metrics("all", metrics, combined=False)
-    if trainer.is_world_process_zero():
-        if is_enn:
-            write_card(output)
-        print(report(metrics, texts))
+    finish(trainer, metrics, report(metrics, texts))
     return metrics
 
 
@@ -257,4 +228,4 @@ def report(metrics: dict[str, float], texts: Iterable[str]) -> str:
 
 
 if __name__ == "__main__":
-    run(*parse(), command=shlex.join(["python", "-m", "train.language_model", *sys.argv[1:]]))
+    run(*parse(), command=command_line("language_model", sys.argv[1:]))

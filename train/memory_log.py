@@ -8,6 +8,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from hf_engram import EnnConfig
+from hf_engram.layers_enn import EnnCell
+from hf_engram.mixer_enn import EngramMixer
+
+MEMORY_LAYER_TYPES = ("engram", "engram_mixer")
+
 
 class RecordMemory(TrainerCallback):
     """Lets the model read a few sequences every so many steps, and logs what its memory did ([`memory_numbers`]).
@@ -55,11 +61,21 @@ class RecordMemory(TrainerCallback):
             draw([x[0] for x in recalls], [x[0] for x in traces], folder / f"step-{state.global_step:06}.png")
 
 
+def memory_layers(config: EnnConfig) -> list[int]:
+    """Indices of the layers that have a memory; attention and the layers of baselines have none."""
+    return [index for index, layer_type in enumerate(config.layer_types) if layer_type in MEMORY_LAYER_TYPES]
+
+
 @torch.no_grad()
 def read(
     model: PreTrainedModel, inputs: dict[str, Tensor]
 ) -> tuple[list[Tensor], tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Per layer: recall weights `[B, T, N]`, the trace that the last step reads, and the one it leaves `[B, N, H]`."""
+    """Let the model read, in evaluation mode.
+
+    Returns:
+        per layer with a memory, in the shapes of `EnnModelOutput`: recall weights of all steps, and the traces before
+        and after the last step.
+    """
     was_training = model.training
     model.eval()
     try:
@@ -73,6 +89,7 @@ def read(
     return recalls, before.traces, last.traces
 
 
+@torch.no_grad()
 def memory_numbers(
     model: PreTrainedModel, recalls: list[Tensor], traces_before: tuple[Tensor, ...], traces: tuple[Tensor, ...]
 ) -> dict[str, float]:
@@ -84,24 +101,24 @@ def memory_numbers(
         `slots_recalled`: its exponential, the number of slots that a step recalls;
         `slots_in_use`: exponential of the entropy of the mean recall over all steps and rows;
         `trace_norm`: mean Frobenius norm of a row's trace after the last step;
-        `trace_share`: share of the trace in what the last step recalls, |s a A| / (|a M| + |s a A|), mean over rows;
+        `trace_share`: share of the trace in what the last step recalls, mean over rows: of a cell
+        |s a A| / (|a M| + |s a A|), of a mixer its weight in that mean of bank and writes (`ops_mixer_enn`);
         `bank_share`: the rest.
+        Those of a mixer are means over its heads, each with slots and a trace of its own.
     """
     numbers = {}
-    for index, layer in enumerate(model.base_model.layers):
-        recall = recalls[index]
+    for index, recall, before, after in zip(memory_layers(model.config), recalls, traces_before, traces, strict=True):
+        layer = model.base_model.layers[index]
         entropy = torch.special.entr(recall).sum(-1).mean()
-        used = torch.special.entr(recall.mean((0, 1))).sum().exp()
-        weights = recall[:, -1]
-        from_bank = (weights @ layer.cell.memory_bank.to(weights.dtype)).norm(dim=-1)
-        from_trace = model.config.trace_scale * torch.einsum("bn,bnh->bh", weights, traces_before[index].to(weights))
-        from_trace = from_trace.norm(dim=-1)
-        trace_share = (from_trace / (from_bank + from_trace)).mean()
+        if model.config.layer_types[index] == "engram":
+            trace_share = cell_trace_share(layer.cell, recall[:, -1], before)
+        else:  # a mixer writes first, and then recalls
+            trace_share = mixer_trace_share(layer.mixer, recall[:, -1], after)
         values = {
             "recall_entropy": entropy,
             "slots_recalled": entropy.exp(),
-            "slots_in_use": used,
-            "trace_norm": traces[index].flatten(1).norm(dim=1).mean(),
+            "slots_in_use": torch.special.entr(recall.mean((0, 1))).sum(-1).exp().mean(),
+            "trace_norm": after.flatten(-2).norm(dim=-1).mean(),
             "trace_share": trace_share,
             "bank_share": 1 - trace_share,
         }
@@ -109,16 +126,34 @@ def memory_numbers(
     return numbers
 
 
+def cell_trace_share(cell: EnnCell, weights: Tensor, trace: Tensor) -> Tensor:
+    """Share of the trace `[B, N, H]` in what is recalled with `weights` `[B, N]`, mean over rows."""
+    from_bank = (weights @ cell.memory_bank.to(weights.dtype)).norm(dim=-1)
+    from_trace = cell.settings.trace_scale * torch.einsum("bn,bnh->bh", weights, trace.to(weights))
+    from_trace = from_trace.norm(dim=-1)
+    return (from_trace / (from_bank + from_trace)).mean()
+
+
+def mixer_trace_share(mixer: EngramMixer, weights: Tensor, trace: Tensor) -> Tensor:
+    """Share of writes, 1 - Σ_n r_n / (1 + s mass_n), in a recall `[B, heads, N]`, mean over rows and heads."""
+    mass = trace[..., -1]
+    scale = mixer.bank(mass.dtype).trace_scale[:, None]
+    return 1 - (weights.to(mass) / (1 + scale * mass)).sum(-1).mean()
+
+
 def draw(recalls: list[Tensor], traces: list[Tensor], path: Path) -> None:
-    """Save a picture of one row: per layer, recall over slots and steps beside the trace after the last step."""
+    """Save a picture of one row: per layer, recall over slots and steps beside the trace after the last step.
+
+    The heads of a mixer are stacked.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10, 3 * len(recalls)), layout="constrained")
     axes = figure.subplots(len(recalls), 2, squeeze=False)
     for (left, right), recall, trace in zip(axes, recalls, traces, strict=True):
         for axis, values, title, horizontal in (
-            (left, recall.T, "recall", "step"),
-            (right, trace, "trace", "feature"),
+            (left, recall.flatten(1).T, "recall", "step"),
+            (right, trace.flatten(0, -2), "trace", "feature"),
         ):
             image = axis.imshow(values.float().cpu().numpy(), aspect="auto", interpolation="nearest")
             axis.set(title=title, xlabel=horizontal, ylabel="slot")

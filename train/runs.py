@@ -1,10 +1,16 @@
 """A run from its first step, or its last checkpoint, to the saved model: what all recipes do."""
 
+import shlex
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from torch import Tensor
+from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
+
+from hf_engram import EnnConfig
+from hf_engram.hub import DataSource, TrainingRun, save_for_hub, write_card
 
 from .callbacks import ClipEachParameter, SaveOnInterrupt, Stopwatch
 from .trainer import RecipeTrainer
@@ -41,6 +47,9 @@ class RecipeTrainingArguments(TrainingArguments):
     )
     memory_plot_steps: int | None = field(
         default=None, metadata={"help": "Save a heat map of recall and trace to output_dir/memory every so many steps."}
+    )
+    model_license: str | None = field(
+        default=None, metadata={"help": "Licence of the weights (apache-2.0), for the model card."}
     )
     save_total_limit: int | None = field(default=2, metadata={"help": "Checkpoints to keep."})
     # Every parameter takes part in every step, so that processes need not look for those that do not.
@@ -82,3 +91,51 @@ def train(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, Any]:
         "parameters": trainer.model.num_parameters(only_trainable=True),
         "train_seconds": stopwatch.seconds,
     }
+
+
+def is_enn(model: PreTrainedModel) -> bool:
+    """Whether a model is one of hf_engram, whatever its layers are, and not a baseline with a class of its own."""
+    return model.config.model_type == EnnConfig.model_type
+
+
+def command_line(recipe: str, argv: list[str]) -> str:
+    """What is typed to run a recipe, for the model card."""
+    return shlex.join(["python", "-m", f"{__package__}.{recipe}", *argv])
+
+
+def describe(args: RecipeTrainingArguments, data: DataSource, command: str | None, **known: Any) -> TrainingRun:
+    """What the model card tells of a run.
+
+    Args:
+        args: its options.
+        data: what it was trained on.
+        command: what was typed ([`command_line`]).
+        known: further attributes of [`TrainingRun`].
+    """
+    return TrainingRun.on_this_machine(
+        args, name=args.hub_model_id, license=args.model_license, data=[data], command=command, **known
+    )
+
+
+def save(trainer: RecipeTrainer, description: TrainingRun, example: Mapping[str, Tensor]) -> None:
+    """Save the model to output_dir: an ENN with all that the Hub needs, a baseline as the Trainer does it.
+
+    Args:
+        description: for the card.
+        example: inputs whose memory is drawn for the card, where all layers are cells.
+    """
+    model = trainer.model
+    if not is_enn(model):
+        trainer.save_model()
+    elif trainer.is_world_process_zero():
+        drawn = example if set(model.config.layer_types) == {"engram"} else None  # the types that can be recorded
+        save_for_hub(model, trainer.args.output_dir, trainer.processing_class, description, drawn)
+
+
+def finish(trainer: RecipeTrainer, metrics: dict[str, float], table: str) -> None:
+    """Save `metrics` as all_results.json, write them into the card of an ENN, and print `table`."""
+    trainer.save_metrics("all", metrics, combined=False)
+    if trainer.is_world_process_zero():
+        if is_enn(trainer.model):
+            write_card(trainer.args.output_dir)
+        print(table)

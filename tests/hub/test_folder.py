@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from helpers import same, tiny_model
+from helpers import ARCHITECTURES, same, tiny_model
 from hub_scripts import ANSWER, MAKE
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, Trainer, TrainingArguments
 
@@ -213,6 +213,40 @@ def test_other_copies_of_the_code_in_a_process_leave_a_model_its_own(fresh_pytho
         variables={"HF_ENGRAM_SCAN": "auto"},
     )
     assert answers == {"same": True, "written": 3}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("architecture", ["mixer", "hybrid"])
+def test_models_with_other_layers_are_pushed_with_all_their_code(architecture, fresh_python, hub):
+    fields = ARCHITECTURES[architecture]
+    pushed = fresh_python(
+        ANSWER,
+        MAKE,
+        """
+        model = make_model(**given["fields"])
+        save_for_hub(model, "model", make_tokenizer())
+        hf_engram.hub.main(["push", "model", given["repo_id"]])
+        result = answer(model)
+        """,
+        package=True,
+        fields=fields,
+        repo_id=f"user/{architecture}",
+    )
+    wanted = ("mixer_enn", "ops_mixer_enn", "scan_mixer_enn", "attention_enn", "shared_memory_enn")
+    assert {f"{name}.py" for name in wanted} <= hub.files(f"user/{architecture}").keys()
+    opened = fresh_python(
+        ANSWER,
+        """
+        from transformers import AutoModelForCausalLM
+
+        model = AutoModelForCausalLM.from_pretrained(given["repo_id"], trust_remote_code=True)
+        written = model.generate(torch.arange(9)[None], max_new_tokens=3, do_sample=False, pad_token_id=0)
+        result = {"answer": answer(model), "written": written.shape[1] - 9}
+        """,
+        repo_id=f"user/{architecture}",
+    )
+    assert opened == {"answer": pushed, "written": 3}
 
 
 @pytest.mark.slow

@@ -61,9 +61,10 @@ def test_finished_runs_are_not_repeated_and_a_cut_one_goes_on(tmp_path, capsys, 
     done = []
     run = image_classification.run
 
-    def counted(*arguments):
+    def counted(*arguments, command):
+        assert command.startswith("python -m train.image_classification train/configs/debug_images.yaml ")
         done.append((arguments[2].seed, arguments[2].resume_from_checkpoint))
-        return run(*arguments)
+        return run(*arguments, command=command)
 
     monkeypatch.setattr(image_classification, "run", counted)
     capsys.readouterr()

@@ -5,9 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import load_dataset
+from huggingface_hub import ModelCard
+from PIL import Image
 from recipes import CHECKPOINTS, StopAt, debug_images_run, logged
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
 
+from hf_engram.hub_folder import find_problems
 from train.checkpoints import find_checkpoint
 from train.image_classification import build_trainer, parse, run
 from train.images import load_images
@@ -35,6 +38,35 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tmp_path, capsys):
     test = load_dataset("tests/fixtures/shapes", split="test")
     right = [classify(row["image"])[0]["label"] == names[row["label"]] for row in test]
     assert sum(right) / len(right) == results["test_accuracy"]
+
+
+@pytest.mark.parametrize("architecture", ["enn", "mixer", "transformer"])
+def test_a_run_leaves_a_folder_that_is_ready_for_the_hub(architecture, tmp_path):
+    licences = ["--data_license", "cc0-1.0", "--model_license", "mit"]
+    arguments = debug_images_run(tmp_path, "--architecture", architecture, "--max_steps", "2", *licences)
+    results = run(*arguments, command="python -m train.image_classification mine.yaml")
+    assert find_problems(tmp_path) == []
+    assert not list(tmp_path.glob("*.bin"))
+    model = AutoModelForImageClassification.from_pretrained(tmp_path, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(tmp_path, trust_remote_code=True)
+    assert model(**processor(Image.new("L", (8, 8)), return_tensors="pt")).logits.shape == (1, 4)
+
+    card = ModelCard.load(tmp_path / "README.md")
+    assert card.data.license == "mit"
+    scores = {(score.dataset_split, score.metric_type, score.metric_value) for score in card.data.eval_results}
+    assert scores >= {(split, "accuracy", results[f"{split}_accuracy"]) for split in ("validation", "test")}
+    stated = ["python -m train.image_classification mine.yaml", "| data | shapes; licence: cc0-1.0 |"]
+    stated += [f"| parameters | {results['parameters']:,} |", "| `learning_rate` | 0.01 |", "| `random_shift` | 0 |"]
+    stated += [f"| {split} | accuracy | {results[f'{split}_accuracy']:.4g} |" for split in ("validation", "test")]
+    assert [text for text in stated if text not in card.text] == []
+    assert ("An image being read" in card.text) == (architecture == "enn")
+    assert "tokens seen" not in card.text
+
+
+def test_a_baselines_folder_has_neither_code_nor_card(tmp_path):
+    run(*debug_images_run(tmp_path, "--architecture", "gru", "--max_steps", "2"))
+    assert {path.name for path in tmp_path.iterdir()} >= {"model.safetensors", "preprocessor_config.json"}
+    assert not [*tmp_path.glob("*.py"), *tmp_path.glob("README.md")]
 
 
 @pytest.mark.parametrize("architecture", ["enn", "mixer", "lstm", "transformer"])

@@ -100,9 +100,11 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tmp_path, capsys):
         assert f"{results[f'{split}_word_perplexity']:.2f}" in table
 
 
-def test_a_run_leaves_a_folder_that_is_ready_for_the_hub(tmp_path):
-    *arguments, training_args = debug_run(tmp_path, "--data_license", "cc0-1.0", "--model_license", "mit")
-    results = run(*arguments, training_args, command="python -m train.language_model mine.yaml")
+@pytest.mark.parametrize("architecture", ["enn", "mixer", "hybrid", "transformer"])
+def test_a_run_leaves_a_folder_that_is_ready_for_the_hub(architecture, tmp_path):
+    licences = ["--data_license", "cc0-1.0", "--model_license", "mit"]
+    arguments = debug_run(tmp_path, "--architecture", architecture, *licences)
+    results = run(*arguments, command="python -m train.language_model mine.yaml")
     assert find_problems(tmp_path) == []
     assert not list(tmp_path.glob("*.bin"))
     card = ModelCard.load(tmp_path / "README.md")
@@ -110,8 +112,11 @@ def test_a_run_leaves_a_folder_that_is_ready_for_the_hub(tmp_path):
     assert {(score.dataset_split, score.metric_value) for score in card.data.eval_results} >= {
         (split, results[f"{split}_perplexity"]) for split in ("validation", "test")
     }
-    for stated in ("python -m train.language_model mine.yaml", "cc0-1.0", "](trace.png)", "| `learning_rate` | 0.01 |"):
+    for stated in ("python -m train.language_model mine.yaml", "cc0-1.0", "| `learning_rate` | 0.01 |"):
         assert stated in card.text
+    assert ("](trace.png)" in card.text) == (architecture == "enn")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
+    assert model.num_parameters() == results["parameters"]
 
 
 def test_perplexity_is_that_of_one_pass_over_the_whole_text(tmp_path):

@@ -4,9 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import close, tiny_model, tokens
+from helpers import ARCHITECTURES, close, tiny_model, tokens
 from PIL import Image
 from recipes import CHECKPOINTS, debug_images_run, debug_run
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from train import image_classification, language_model
 from train.memory_log import memory_numbers, read
@@ -41,6 +42,41 @@ def test_the_numbers_are_those_of_the_cell(layers):
         assert numbers[f"memory_{layer}_bank_share"] == pytest.approx(1 - share)
 
 
+@pytest.mark.parametrize("architecture", ["mixer", "hybrid"])
+def test_the_numbers_of_a_mixer_are_means_over_its_heads(architecture):
+    model, text = tiny_model(**ARCHITECTURES[architecture]), tokens(3, 9)
+    numbers = memory_numbers(model, *read(model, {"input_ids": text}))
+    output = model(text, output_recall=True, output_traces=True)
+    recall, trace = output.recall[0], output.traces[0]
+    entropy = -(recall * recall.log()).sum(-1).mean((0, 1))
+    mean = recall.mean((0, 1))
+    assert numbers["memory_0_recall_entropy"] == pytest.approx(entropy.mean().item())
+    assert numbers["memory_0_slots_in_use"] == pytest.approx((-(mean * mean.log()).sum(-1)).exp().mean().item())
+    assert numbers["memory_0_trace_norm"] == pytest.approx(trace.square().sum((2, 3)).sqrt().mean().item())
+    layers = {"mixer": {0, 1}, "hybrid": {0, 2}}[architecture]  # attention has no memory
+    assert {int(name.split("_")[1]) for name in numbers} == layers
+
+    # Where the bank holds ones and zeros are written, the recalled memory is the bank's share.
+    mixer = model.model.layers[0].mixer
+    mixer.bank_values.data.fill_(1)
+    mixer.v_proj.weight.data.zero_()
+    recalled = []
+    mixer.output_norm.register_forward_pre_hook(lambda _, inputs: recalled.append(inputs[0]))
+    model(text)
+    assert numbers["memory_0_bank_share"] == pytest.approx(recalled[0][:, -1].mean().item())
+    assert numbers["memory_0_trace_share"] == pytest.approx(1 - numbers["memory_0_bank_share"])
+
+
+@pytest.mark.parametrize(("architecture", "layers"), [("mixer", {0, 1}), ("hybrid", {0}), ("transformer", set())])
+def test_layers_with_a_memory_are_logged_and_drawn(architecture, layers, tmp_path):
+    options = [*CHECKPOINTS, "--architecture", architecture, "--memory_steps", "4", "--memory_plot_steps", "8"]
+    trainer, _ = language_model.build_trainer(*debug_run(tmp_path, *options))
+    trainer.train()
+    logged = {name for entry in trainer.state.log_history for name in entry if name.startswith("memory_")}
+    assert {int(name.split("_")[1]) for name in logged} == layers
+    assert (tmp_path / "memory" / "step-000008.png").exists() == bool(layers)
+
+
 def test_reading_leaves_the_model_as_it_was():
     model = tiny_model(hidden_dropout=0.5).train()
     state = torch.get_rng_state()
@@ -70,6 +106,23 @@ def test_the_memory_is_logged_and_drawn_while_training_goes_on(recipe, tmp_path)
     pictures = sorted(path.name for path in (tmp_path / "memory").iterdir())
     assert pictures == ["step-000004.png", "step-000008.png"]
     assert np.asarray(Image.open(tmp_path / "memory" / pictures[0])).std() > 10
+
+
+def test_tensorboard_holds_the_loss_and_what_the_memory_does(tmp_path):
+    options = ["--memory_steps", "2", "--report_to", "tensorboard"]
+    trainer, _ = language_model.build_trainer(*debug_run(tmp_path, *CHECKPOINTS, *options))
+    trainer.train()
+    [file] = tmp_path.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(file)).Reload()
+    expected = {}
+    for entry in trainer.state.log_history:
+        for name in entry.keys() & {"loss", "memory_0_recall_entropy", "memory_1_trace_share"}:
+            expected.setdefault(f"train/{name}", []).append((entry["step"], entry[name]))
+    assert [len(expected[name]) for name in sorted(expected)] == [8, 4, 4]
+    for name, values in expected.items():
+        steps, numbers = zip(*values, strict=True)
+        assert [event.step for event in events.Scalars(name)] == list(steps)
+        assert [event.value for event in events.Scalars(name)] == pytest.approx(numbers)
 
 
 def test_recording_changes_nothing(tmp_path):
