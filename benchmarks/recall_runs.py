@@ -42,14 +42,13 @@ MODELS = {
     "lstm": Variant({"architecture": "lstm"}),
     "gru": Variant({"architecture": "gru"}),
 }
-# Attention sees every step of the longest sequence. Of the engram cell `parameters` solves the integrator's width only.
 SHARED = {
-    "hidden_size": 64,
+    "hidden_size": 48,  # of the engram cell, whose integrator `parameters` widens; of all others `parameters` solves it
     "num_hidden_layers": 2,
     "hidden_dropout": 0.0,
     "embedding_dropout": 0.0,
-    "sliding_window": 4096,
-    "initializer_range": 0.1,
+    "sliding_window": 4096,  # more than the longest sequence: attention sees all of it
+    "initializer_range": 0.1,  # about 1 / sqrt(hidden_size); the usual 0.02 is for models ten times as wide
 }
 WITHOUT_TRACE = "none"
 TRAINING_ROWS = 32
