@@ -70,6 +70,10 @@ def measures_briefly(command, folder):
     assert "floor" in run(*command, "--works", "a", "--rounds", "2")
 
 
+def asks_briefly(command, folder):
+    assert "by chance" in run(*command, "--steps", "2", "--output_dir", str(folder))
+
+
 def make_measures(command, folder):
     assert "benchmarks.speed" in run(command[0], "--dry-run", *command[1:])
 
@@ -138,6 +142,8 @@ COMMANDS = {
     "python -m benchmarks.exactness": runs,
     "make bench": make_measures,
     "python -m benchmarks.speed --sections training --works a b": measures_briefly,
+    "python -m benchmarks.recall --help": runs,
+    "python -m benchmarks.recall --tasks mqar --models mixer transformer --steps 300": asks_briefly,
     "python -m serve.app --help": runs,
     "python -m serve.push you/engram-memory": lists_what_it_would_send,
     "python -m benchmarks.app": watches_briefly,
