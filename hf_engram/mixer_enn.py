@@ -86,8 +86,8 @@ class EngramMixer(nn.Module):
         reads = self._reads(inputs, precise, masks, plastic)
         with torch.autocast(x.device.type, enabled=False):
             recalled, recall, trace = self._remember(reads, state.trace.to(precise), masks.restart, slots)
-        recalled = self.output_norm(recalled.transpose(1, 2).to(inputs.dtype)).flatten(2)
-        outputs = self.o_proj(recalled * F.silu(self.gate_proj(inputs)))
+        recalled = self.output_norm(recalled.transpose(1, 2).to(self.output_norm.weight.dtype)).flatten(2)
+        outputs = self.o_proj(recalled.to(inputs.dtype) * F.silu(self.gate_proj(inputs)))
         return outputs, recall.transpose(1, 2), trace, reads, MixerState(tail, trace)
 
     def _remember(
