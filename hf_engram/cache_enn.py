@@ -266,7 +266,7 @@ def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.
     if not Path(path).is_file():
         raise FileNotFoundError(f"There is no memory file at {os.fspath(path)!r}.")
     try:
-        with safe_open(path, framework="pt", device=str(device)) as file:
+        with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             _check_metadata(metadata, config, path)
             tokens_seen = json.loads(metadata["tokens_seen"])
@@ -280,7 +280,8 @@ def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.
                 names = layer.state_class._fields
                 state = layer.state_class(*(file.get_tensor(f"layers.{index}.{name}") for name in names))
                 _check_shapes(layer, state, config, path)
-                layer.store(state, tokens_seen)
+                # Moved here: safetensors refuses some names of devices, such as the "cpu:0" of distributed runs.
+                layer.store(layer.state_class(*(value.to(device) for value in state)), tokens_seen)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
         raise ValueError(f"{os.fspath(path)!r} is not a readable memory file: {error}.") from error
     return as_new_sequence(cache)

@@ -40,6 +40,12 @@ def test_loaded_memory_goes_on_as_the_saved_one(tmp_path, architecture, batch, a
     )
 
 
+@pytest.mark.parametrize("device", ["cpu", "cpu:0", torch.device("cpu", 0), "meta"], ids=str)
+def test_the_state_is_put_where_it_is_asked_for(memory_file, device):
+    loaded = load_memory(memory_file, tiny_config(num_hidden_layers=2), device)
+    assert {value.device.type for value in state(loaded)} == {torch.device(device).type}
+
+
 def test_generation_on_a_loaded_memory(memory_file):
     model, prompt = tiny_model(num_hidden_layers=2), tokens(2, 5)
     generated = model.generate(prompt, past_key_values=load(memory_file), max_new_tokens=5, pad_token_id=0)
