@@ -103,7 +103,7 @@ def decay_trace(trace, factor):
 
 @compiled
 def forward_rows(
-    part, first, last, z, trace, bank, bank_columns, bank_rows, squared, inverse_norm, bank_squared,
+    part, first, last, z, trace, bank_squared, bank, bank_columns, bank_rows, squared, inverse_norm,
     keep, write, restart, chunk, one, scale, temperature, floor, clip,
     recalled, recall, final, bank_dot, trace_dot, inverse_slot_norm, starts, clipped,
 ):  # fmt: skip
@@ -168,7 +168,7 @@ def forward_rows(
 @compiled
 def backward_rows(
     part, first, last, grad_recalled, grad_recall, grad_final, z, trace, bank, bank_columns, bank_rows,
-    squared, inverse_norm, bank_squared, keep, write, restart, recall, bank_dot, trace_dot, inverse_slot_norm,
+    squared, inverse_norm, keep, write, restart, recall, bank_dot, trace_dot, inverse_slot_norm,
     starts, clipped, chunk, one, scale, temperature, largest_norm, clip, grad_z, grad_trace, grad_bank,
 ):  # fmt: skip
     """Gradients of `forward_rows`; `grad_bank` is `[parts, N, H]`; `grad_trace` has size 0 if it is not asked for."""

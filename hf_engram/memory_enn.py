@@ -65,7 +65,7 @@ def memory_recurrence(
     settings = memory_settings(hebbian_lr, trace_scale, temperature, trace_clip)
     found = empty_results(z, trace)
     shared = shared_inputs(z, memory_bank, settings, StepMasks(valid, restart, writes))
-    inputs = (z, trace, *shared, *constants(settings, SQUARED_NORM_FLOOR))
+    inputs = (z, trace, memory_bank.square().sum(-1), *shared, *constants(settings, SQUARED_NORM_FLOOR))
     run_over_rows(forward_rows, len(z), inputs, found)
     return found
 
@@ -157,14 +157,14 @@ def memory_settings(
 
 
 def shared_inputs(z: Tensor, memory_bank: Tensor, settings: CellSettings, masks: StepMasks) -> tuple[Tensor, ...]:
-    """What both compiled passes read beside z: the bank, plain and packed, its and z's norms, rates and restarts."""
+    """What both compiled passes read beside z: the bank, plain and packed, the norms of z, rates and restarts."""
     from .tiles_enn import pack
 
     squared = z.square().sum(-1)
     inverse_norm = squared.clamp_min(SQUARED_NORM_FLOOR).rsqrt()
     bank = (memory_bank, pack(memory_bank.T), pack(memory_bank))
     rates = (keep_rates(z, settings, masks), write_rates(z, settings, masks))
-    return *bank, squared, inverse_norm, memory_bank.square().sum(-1), *rates, flags(masks.restart, z, False)
+    return *bank, squared, inverse_norm, *rates, flags(masks.restart, z, False)
 
 
 def constants(settings: CellSettings, bound: float) -> tuple[float | None, ...]:
