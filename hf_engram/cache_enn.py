@@ -195,6 +195,12 @@ def are_of_types(layers: Sequence[CacheLayerMixin], layer_types: list[str]) -> b
     return [getattr(layer, "_layer_type", "") for layer in layers] == wanted
 
 
+def misfit(layer: StateLayer, state: LayerState, config: EnnConfig, rows: int) -> str | None:
+    """What is wrong with the shapes of a layer's state of so many rows; `None` where it fits the config."""
+    found, wanted = [tuple(value.shape) for value in state], layer.shapes(config, rows, state)
+    return None if found == wanted else f"a state of shapes {found} {state._fields}; expected {wanted}"
+
+
 def empty_state(config: EnnConfig) -> DynamicCache:
     """A state that has seen nothing."""
     return own_layers(DynamicCache(config=config))
@@ -279,7 +285,9 @@ def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.
             for index, layer in enumerate(cache.layers):
                 names = layer.state_class._fields
                 state = layer.state_class(*(file.get_tensor(f"layers.{index}.{name}") for name in names))
-                _check_shapes(layer, state, config, path)
+                wrong = misfit(layer, state, config, rows=state[0].shape[0] if state[0].ndim else 0)
+                if wrong is not None:
+                    raise ValueError(f"{os.fspath(path)!r} holds {wrong}.")
                 # Moved here: safetensors refuses some names of devices, such as the "cpu:0" of distributed runs.
                 layer.store(layer.state_class(*(value.to(device) for value in state)), tokens_seen)
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
@@ -303,10 +311,3 @@ def _check_metadata(metadata: dict[str, str], config: EnnConfig, path: str | os.
     if differing:
         listed = "; ".join(f"{name} is {written.get(name)!r} in the file, {wanted[name]!r} here" for name in differing)
         raise ValueError(f"{os.fspath(path)!r} was written by another architecture: {listed}.")
-
-
-def _check_shapes(layer: StateLayer, state: LayerState, config: EnnConfig, path: str | os.PathLike) -> None:
-    rows = state[0].shape[0] if state[0].ndim else 0
-    found, wanted = [tuple(value.shape) for value in state], layer.shapes(config, rows, state)
-    if found != wanted:
-        raise ValueError(f"{os.fspath(path)!r} holds a state of shapes {found} {state._fields}; expected {wanted}.")

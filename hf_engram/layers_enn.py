@@ -1,5 +1,7 @@
 """Modules of the Engram Neural Network: the cell, the layers around it and around mixers, pooling over time."""
 
+from typing import Any
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -7,16 +9,14 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention_enn import AttentionState, CausalAttention
+from .attention_enn import CausalAttention
+from .cache_enn import LayerState
 from .configuration_enn import EnnConfig
 from .dispatch_enn import selected_scan
 from .mixer_enn import EngramMixer
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, state_dtype
-from .ops_mixer_enn import MixerState
 from .scan_enn import enn_scan
 from .wrapped_enn import weight_and_bias
-
-BlockState = MixerState | AttentionState
 
 
 class EnnCell(nn.Module):
@@ -134,56 +134,28 @@ class EnnCell(nn.Module):
         return f"slots={slots}, width={width}, scan={selected_scan()}"
 
 
-class EnnLayer(GradientCheckpointingLayer):
-    """One engram layer: the bare cell, or the cell in a pre-norm residual block."""
+class StatefulLayer(GradientCheckpointingLayer):
+    """What all layers share: they go on from the state in `past_key_values` and leave their new one there.
+
+    A subclass says in `mix` what a layer does; it is wrapped in a pre-norm residual block if the config asks for it.
+    """
 
     def __init__(self, config: EnnConfig, layer_idx: int, input_size: int) -> None:
         super().__init__()
         self.layer_idx = layer_idx
         self.residual = config.residual
         self.input_norm = nn.LayerNorm(input_size, eps=config.layer_norm_eps) if config.residual else None
-        self.cell = EnnCell(config, input_size)
         self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(
-        self,
-        hidden_states: Tensor,
-        past_key_values: Cache | None = None,
-        masks: StepMasks = NO_MASKS,
-        plastic: bool = True,
-        slots: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor]:
-        """Run over `hidden_states` `[B, T, I]` and write the new state to `past_key_values`; else as [`EnnCell`].
+    def mix(
+        self, x: Tensor, state: LayerState | None, masks: StepMasks, plastic: bool, slots: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, LayerState]:
+        """Run over `x` `[B, T, I]`.
 
         Returns:
-            outputs `[B, T, H]` and recall weights `[B, T, N]`.
+            outputs `[B, T, H]`, recall weights (`None` without a memory), and the state after the last step.
         """
-        cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-        state = None if cache is None else cache.state
-        x = hidden_states if self.input_norm is None else self.input_norm(hidden_states)
-        outputs, recall, trace, _, hidden = self.cell(x, state, masks, plastic, slots)
-        if cache is not None:
-            cache.store(CellState(hidden, trace), hidden_states.shape[1])
-        outputs = self.dropout(outputs)
-        return (hidden_states + outputs if self.residual else outputs), recall
-
-
-class EnnBlock(GradientCheckpointingLayer):
-    """A mixer or attention, then a feed-forward layer, each in a pre-norm residual block."""
-
-    def __init__(self, config: EnnConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.layer_idx = layer_idx
-        layer_type = config.layer_types[layer_idx]
-        self.input_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        if layer_type == "engram_mixer":
-            self.mixer = EngramMixer(config)
-        else:
-            window = config.sliding_window if layer_type == "sliding_attention" else None
-            self.mixer = CausalAttention(config, window)
-        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.feed_forward = FeedForward(config)
-        self.dropout = nn.Dropout(config.hidden_dropout)
+        raise NotImplementedError
 
     def forward(
         self,
@@ -193,28 +165,63 @@ class EnnBlock(GradientCheckpointingLayer):
         plastic: bool = True,
         slots: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Run over `hidden_states` `[B, T, H]` and write the new state to `past_key_values`; else as [`EngramMixer`].
+        """Run over `hidden_states` `[B, T, I]` and write the new state to `past_key_values`; else as [`EnnCell`].
 
         Returns:
-            outputs `[B, T, H]` and recall weights `[B, T, heads, N]`, `None` for attention.
+            outputs `[B, T, H]` and recall weights, of a cell `[B, T, N]`, of a mixer `[B, T, heads, N]`, else `None`.
         """
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-        state = None if cache is None else cache.state
-        outputs, recall, state = self._mix(self.input_norm(hidden_states), state, masks, plastic, slots)
+        x = hidden_states if self.input_norm is None else self.input_norm(hidden_states)
+        outputs, recall, state = self.mix(x, None if cache is None else cache.state, masks, plastic, slots)
         if cache is not None:
             cache.store(state, hidden_states.shape[1])
-        hidden_states = hidden_states + self.dropout(outputs)
-        return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states))), recall
+        outputs = self.dropout(outputs)
+        return (hidden_states + outputs if self.residual else outputs), recall
 
-    def _mix(
-        self, x: Tensor, state: BlockState | None, masks: StepMasks, plastic: bool, slots: Tensor | None
-    ) -> tuple[Tensor, Tensor | None, BlockState]:
-        """Outputs `[B, T, H]`, recall weights and the state after the last step."""
+
+class EnnLayer(StatefulLayer):
+    """One engram layer: the bare cell, or the cell in a pre-norm residual block."""
+
+    def __init__(self, config: EnnConfig, layer_idx: int, input_size: int) -> None:
+        super().__init__(config, layer_idx, input_size)
+        self.cell = EnnCell(config, input_size)
+
+    def mix(
+        self, x: Tensor, state: CellState | None, masks: StepMasks, plastic: bool, slots: Tensor | None
+    ) -> tuple[Tensor, Tensor, CellState]:
+        """The cell."""
+        outputs, recall, trace, _, hidden = self.cell(x, state, masks, plastic, slots)
+        return outputs, recall, CellState(hidden, trace)
+
+
+class EnnBlock(StatefulLayer):
+    """A mixer or attention, then a feed-forward layer, each in a pre-norm residual block."""
+
+    def __init__(self, config: EnnConfig, layer_idx: int) -> None:
+        super().__init__(config, layer_idx, config.hidden_size)
+        layer_type = config.layer_types[layer_idx]
+        if layer_type == "engram_mixer":
+            self.mixer = EngramMixer(config)
+        else:
+            window = config.sliding_window if layer_type == "sliding_attention" else None
+            self.mixer = CausalAttention(config, window)
+        self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def mix(
+        self, x: Tensor, state: LayerState | None, masks: StepMasks, plastic: bool, slots: Tensor | None
+    ) -> tuple[Tensor, Tensor | None, LayerState]:
+        """The mixer, or attention."""
         if not isinstance(self.mixer, EngramMixer):
             outputs, state = self.mixer(x, state, masks)
             return outputs, None, state
         outputs, recall, _, _, state = self.mixer(x, state, masks, plastic, slots)
         return outputs, recall, state
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """As in [`StatefulLayer`], and the feed-forward layer after it."""
+        hidden_states, recall = super().forward(hidden_states, *args, **kwargs)
+        return hidden_states + self.dropout(self.feed_forward(self.feed_forward_norm(hidden_states))), recall
 
 
 class FeedForward(nn.Module):

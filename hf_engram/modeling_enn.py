@@ -20,10 +20,10 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .cache_enn import are_of_types, empty_state, own_layers
+from .cache_enn import are_of_types, empty_state, misfit, own_layers
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
-from .layers_enn import EnnBlock, EnnCell, EnnLayer, Pooling, make_layer
+from .layers_enn import EnnCell, Pooling, StatefulLayer, make_layer
 from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_layer, write_steps
 from .mixer_enn import INITIAL_TEMPERATURE, EngramMixer, initial_decay_bias
 from .ops_enn import StepMasks
@@ -79,7 +79,7 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
     _no_split_modules = ["EnnLayer", "EnnBlock"]
     _skip_keys_device_placement = ["past_key_values"]
     _can_record_outputs = {
-        "hidden_states": [OutputRecorder(EnnLayer, index=0), OutputRecorder(EnnBlock, index=0)],
+        "hidden_states": OutputRecorder(StatefulLayer, index=0),
         "recall": [OutputRecorder(EnnCell, index=1), OutputRecorder(EngramMixer, index=1)],
         "traces": [OutputRecorder(EnnCell, index=2), OutputRecorder(EngramMixer, index=2)],
         "encodings": OutputRecorder(EnnCell, index=3),
@@ -251,14 +251,11 @@ class EnnModel(EnnPreTrainedModel):
                 "with `DynamicCache(config=model.config)`, or pass what the model returned."
             )
         for index, layer in enumerate(layers):
-            state = layer.state
-            if state is None:
-                continue
-            found, expected = [tuple(value.shape) for value in state], layer.shapes(self.config, batch, state)
-            if found != expected:
+            wrong = None if layer.state is None else misfit(layer, layer.state, self.config, batch)
+            if wrong is not None:
                 raise ValueError(
-                    f"past_key_values holds, in layer {index}, a state of shapes {found} {state._fields}; expected "
-                    f"{expected} for a batch of {batch}. `past_key_values.batch_repeat_interleave(n)` repeats the rows."
+                    f"past_key_values holds, in layer {index}, {wrong} for a batch of {batch}. "
+                    "`past_key_values.batch_repeat_interleave(n)` repeats the rows."
                 )
 
 

@@ -19,13 +19,12 @@ from transformers import (
     configuration_utils,
 )
 from transformers import initialization as init
-from transformers.cache_utils import Cache
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils.output_capturing import OutputRecorder
 
 from hf_engram import EnnConfig, EnnForCausalLM, EnnForImageClassification, EnnModel
 from hf_engram.cache_enn import StateLayer
-from hf_engram.ops_enn import NO_MASKS, StepMasks
+from hf_engram.layers_enn import StatefulLayer
+from hf_engram.ops_enn import StepMasks
 
 BASELINES = ("rnn", "gru", "lstm")
 configuration_utils.ALLOWED_ATTN_LAYER_TYPES += BASELINES
@@ -156,34 +155,26 @@ def pieces(steps: int, valid: Tensor | None, restart: Tensor | None) -> list[tup
     return list(zip(starts, [*starts[1:], steps], strict=True))
 
 
-class BaselineLayer(GradientCheckpointingLayer):
+class BaselineLayer(StatefulLayer):
     """One layer of a baseline: the bare cell, or the cell in a pre-norm residual block."""
 
     def __init__(self, config: BaselineConfig, layer_idx: int, input_size: int) -> None:
-        super().__init__()
-        self.layer_idx = layer_idx
-        self.input_norm = nn.LayerNorm(input_size, eps=config.layer_norm_eps) if config.residual else None
+        super().__init__(config, layer_idx, input_size)
         self.cell = RecurrentCell(config, input_size)
-        self.dropout = nn.Dropout(config.hidden_dropout)
 
-    def forward(
+    def mix(
         self,
-        hidden_states: Tensor,
-        past_key_values: Cache | None = None,
-        masks: StepMasks = NO_MASKS,
-        plastic: bool = True,
-        slots: Tensor | None = None,
-    ) -> tuple[Tensor, None]:
-        """As in `EnnLayer`, but there is no recall to return, and what changes a memory is refused."""
+        x: Tensor,
+        state: HiddenState | LstmState | None,
+        masks: StepMasks,
+        plastic: bool,
+        slots: Tensor | None,
+    ) -> tuple[Tensor, None, HiddenState | LstmState]:
+        """The cell; what would change a memory is refused."""
         if masks.writes is not None or slots is not None or not plastic:
             raise ValueError("A baseline has no memory that write_mask, slot_mask or plastic=False could change.")
-        cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
-        x = hidden_states if self.input_norm is None else self.input_norm(hidden_states)
-        outputs, state = self.cell(x, None if cache is None else cache.state, masks)
-        if cache is not None:
-            cache.store(state, hidden_states.shape[1])
-        outputs = self.dropout(outputs)
-        return (outputs if self.input_norm is None else hidden_states + outputs), None
+        outputs, state = self.cell(x, state, masks)
+        return outputs, None, state
 
 
 class BaselineInitialization:
@@ -209,7 +200,7 @@ class BaselineModel(BaselineInitialization, EnnModel):
 
     config: BaselineConfig
     _no_split_modules = ["BaselineLayer"]
-    _can_record_outputs = {"hidden_states": OutputRecorder(BaselineLayer, index=0)}
+    _can_record_outputs = {"hidden_states": OutputRecorder(StatefulLayer, index=0)}
 
     def __init__(self, config: BaselineConfig) -> None:
         super().__init__(config)
