@@ -8,7 +8,28 @@ from transformers import PreTrainedConfig, configuration_utils
 
 ATTENTION_LAYER_TYPES = ("full_attention", "sliding_attention")
 BLOCK_LAYER_TYPES = ("engram_mixer", *ATTENTION_LAYER_TYPES)  # these are residual blocks with a feed-forward layer
+MEMORY_LAYER_TYPES = ("engram", "engram_mixer")
 LAYER_TYPES = ("engram", *BLOCK_LAYER_TYPES)
+# Fields of the config that only layers of these types read.
+FIELDS_OF_LAYER_TYPES = {
+    ("engram",): (
+        "integrator",
+        "integrator_size",
+        "use_layer_norm",
+        "hebbian_lr",
+        "trace_scale",
+        "trace_clip",
+        "trace_scope",
+        "trace_noise",
+        "initial_state_std",
+        "recall_temperature",
+        "sparsity_strength",
+    ),
+    ("engram_mixer",): ("conv_kernel",),
+    MEMORY_LAYER_TYPES: ("memory_size", "recall_entropy_weight"),
+    BLOCK_LAYER_TYPES: ("num_attention_heads", "intermediate_size"),
+    ("sliding_attention",): ("sliding_window",),
+}
 # The Trainer reads a checkpoint's config.json as a plain PreTrainedConfig, which refuses layer types it does not know.
 configuration_utils.ALLOWED_ATTN_LAYER_TYPES += tuple(
     name for name in LAYER_TYPES if name not in configuration_utils.ALLOWED_ATTN_LAYER_TYPES
@@ -142,8 +163,13 @@ class EnnConfig(PreTrainedConfig):
 
     model_type = "enn"
     keys_to_ignore_at_inference = [
-        *("past_key_values", "hidden_states"),
-        *("recall", "traces", "encodings", "reads", "recall_entropy"),
+        "past_key_values",
+        "hidden_states",
+        "recall",
+        "traces",
+        "encodings",
+        "reads",
+        "recall_entropy",
     ]
 
     vocab_size: int | None = 32000

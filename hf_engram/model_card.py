@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from .configuration_enn import BLOCK_LAYER_TYPES, EnnConfig
+from .configuration_enn import FIELDS_OF_LAYER_TYPES, MEMORY_LAYER_TYPES, EnnConfig
 
 PICTURE = "trace.png"
 RUN_FILES = ("run.json", "all_results.json", "trainer_state.json", PICTURE)
@@ -44,26 +44,6 @@ TRAINING_FIELDS = (
     "fp16",
     "seed",
 )
-MEMORY_LAYER_TYPES = ("engram", "engram_mixer")
-# Fields of the config that only layers of these types read.
-FIELDS_OF_TYPES = {
-    ("engram",): (
-        "integrator",
-        "use_layer_norm",
-        "hebbian_lr",
-        "trace_scale",
-        "trace_clip",
-        "trace_scope",
-        "trace_noise",
-        "initial_state_std",
-        "recall_temperature",
-        "sparsity_strength",
-    ),
-    ("engram_mixer",): ("conv_kernel",),
-    MEMORY_LAYER_TYPES: ("memory_size", "recall_entropy_weight"),
-    BLOCK_LAYER_TYPES: ("num_attention_heads", "intermediate_size"),
-    ("sliding_attention",): ("sliding_window",),
-}
 # What the Trainer writes beside the scores of a split.
 NOT_SCORES = {"runtime", "samples_per_second", "steps_per_second", "samples"}
 LOGGED_ROWS = 10
@@ -270,7 +250,7 @@ def describe_settings(config: dict[str, Any]) -> dict[str, Any]:
     default, layer_types = EnnConfig(), set(config["layer_types"])
     always = ("num_hidden_layers", "hidden_size", "memory_size", "vocab_size", "hebbian_lr", "trace_scope")
     always += ("num_attention_heads", "intermediate_size", "conv_kernel", "sliding_window")
-    unused = {name for types, names in FIELDS_OF_TYPES.items() if not layer_types & set(types) for name in names}
+    unused = {name for types, names in FIELDS_OF_LAYER_TYPES.items() if not layer_types & set(types) for name in names}
     implied = {"layer_types", "integrator_size", "embedding_size", "bos_token_id", "eos_token_id", "pad_token_id"}
     others = [name for name in EnnConfig.__annotations__ if name in config and name not in {*always, *implied}]
     types = {} if layer_types == {"engram"} else {"layer_types": ", ".join(config["layer_types"])}

@@ -9,10 +9,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_engram import EnnConfig
+from hf_engram.configuration_enn import MEMORY_LAYER_TYPES
 from hf_engram.layers_enn import EnnCell
 from hf_engram.mixer_enn import EngramMixer
-
-MEMORY_LAYER_TYPES = ("engram", "engram_mixer")
 
 
 class RecordMemory(TrainerCallback):

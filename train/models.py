@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_engram import EnnForCausalLM, EnnForImageClassification
+from hf_engram.configuration_enn import FIELDS_OF_LAYER_TYPES
 
 from .baselines import BASELINES, BaselineForCausalLM, BaselineForImageClassification
 
@@ -36,24 +37,7 @@ MODEL_CLASSES = {
     "language": (EnnForCausalLM, BaselineForCausalLM),
     "images": (EnnForImageClassification, BaselineForImageClassification),
 }
-ENN_ONLY = (
-    "memory_size",
-    "integrator",
-    "integrator_size",
-    "hebbian_lr",
-    "trace_scale",
-    "trace_clip",
-    "trace_scope",
-    "trace_noise",
-    "initial_state_std",
-    "recall_temperature",
-    "sparsity_strength",
-    "recall_entropy_weight",
-    "num_attention_heads",
-    "conv_kernel",
-    "intermediate_size",
-    "sliding_window",
-)
+ENN_ONLY = {name for names in FIELDS_OF_LAYER_TYPES.values() for name in names}
 
 
 @dataclass
