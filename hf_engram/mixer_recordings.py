@@ -134,6 +134,12 @@ class MixerRecording(LayerRecording):
 
     recalls_itself: ClassVar[bool] = True
 
+    layer: int
+    tokens: tuple[str, ...]
+    plastic: Tensor
+    written: Tensor
+    restart: Tensor
+    active_slots: Tensor
     heads: tuple[HeadRecording, ...]
 
     def __repr__(self) -> str:
@@ -180,35 +186,3 @@ class MixerRecording(LayerRecording):
     def attribution(self) -> MixerAttribution:
         """Where each recalled memory came from (`hf_engram.attribution`); takes O(A T²) memory."""
         return MixerAttribution(tuple(head.attribution for head in self.heads))
-
-    # What all heads have in common.
-
-    @property
-    def layer(self) -> int:
-        """Number of the layer in the model."""
-        return self.heads[0].layer
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """The text of each token."""
-        return self.heads[0].tokens
-
-    @property
-    def plastic(self) -> Tensor:
-        """Bool `[T]`; `False` where plasticity was frozen."""
-        return self.heads[0].plastic
-
-    @property
-    def written(self) -> Tensor:
-        """Bool `[T]`; `False` where the token wrote nothing."""
-        return self.heads[0].written
-
-    @property
-    def restart(self) -> Tensor:
-        """Bool `[T]`; `True` where the memory was cleared before the token."""
-        return self.heads[0].restart
-
-    @property
-    def active_slots(self) -> Tensor:
-        """Bool `[T, N]`; `False` for slots that were switched off."""
-        return self.heads[0].active_slots

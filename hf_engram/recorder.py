@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from .cell_recordings import CellRecording
-from .configuration_enn import ATTENTION_LAYER_TYPES
+from .configuration_enn import MEMORY_LAYER_TYPES
 from .layers_enn import EnnCell
 from .masks_enn import padding_mask, slots_by_layer, write_steps
 from .mixer_enn import EngramMixer
@@ -54,7 +54,7 @@ class Recorder:
         if not isinstance(model, EnnPreTrainedModel):
             raise TypeError(f"model is a {type(model).__name__}; expected a model of hf_engram (EnnForCausalLM, ...).")
         layer_types = model.config.layer_types
-        self._memories = [index for index, name in enumerate(layer_types) if name not in ATTENTION_LAYER_TYPES]
+        self._memories = [index for index, name in enumerate(layer_types) if name in MEMORY_LAYER_TYPES]
         if not self._memories:
             raise ValueError(
                 f"layer_types is {layer_types}: there is no memory to record; expected an 'engram' or 'engram_mixer' "
@@ -225,19 +225,18 @@ def mixer_recording(
     bank = MixerBank(*(value.detach().to("cpu", copy=True) for value in mixer.bank(dtype)))
     if carried is None:
         carried = recall.new_zeros(*bank.values.shape[:2], 2 * mixer.head_dim + 1)
-    return MixerRecording(
-        tuple(
-            HeadRecording(
-                head=head,
-                recall=recall[:, head].to(dtype),
-                bank=MixerBank(*(value[head] for value in bank)),
-                carried_trace=carried[head].to(dtype),
-                **{name: value[head] for name, value in writes._asdict().items()},
-                **about,
-            )
-            for head in range(mixer.num_heads)
+    heads = tuple(
+        HeadRecording(
+            head=head,
+            recall=recall[:, head].to(dtype),
+            bank=MixerBank(*(value[head] for value in bank)),
+            carried_trace=carried[head].to(dtype),
+            **{name: value[head] for name, value in writes._asdict().items()},
+            **about,
         )
+        for head in range(mixer.num_heads)
     )
+    return MixerRecording(heads=heads, **about)
 
 
 def token_texts(token_ids: Tensor | None, count: int, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, ...]:
@@ -259,7 +258,7 @@ def traces_of(past_key_values: Cache | None) -> list[Tensor | None]:
     """The traces of all layers with a memory, as they are stored (`None` where nothing is); none without a state."""
     layers = () if past_key_values is None else past_key_values.layers
     # By name: where several copies of this code are loaded, the cache layers may be those of another copy.
-    memories = [layer for layer in layers if getattr(layer, "_layer_type", None) in ("engram", "engram_mixer")]
+    memories = [layer for layer in layers if getattr(layer, "_layer_type", None) in MEMORY_LAYER_TYPES]
     return [layer.recurrent_states[1] for layer in memories]  # the second field of `CellState` and `MixerState`
 
 
