@@ -44,10 +44,9 @@ class EngramMixer(nn.Module):
 
     def bank(self, dtype: torch.dtype) -> MixerBank:
         """The learned memory as `ops_mixer_enn` takes it."""
+        keys, values = l2_normalize(self.bank_keys.to(dtype)), self.bank_values.to(dtype)
         logarithms = self.log_trace_scale, self.log_write_temperature, self.log_read_temperature
-        return MixerBank(
-            self.bank_keys.to(dtype), self.bank_values.to(dtype), *(value.to(dtype).exp() for value in logarithms)
-        )
+        return MixerBank(keys, values, *(value.to(dtype).exp() for value in logarithms))
 
     def initial_state(self, x: Tensor) -> MixerState:
         """Zero state before the first step of `x` `[B, T, H]`."""

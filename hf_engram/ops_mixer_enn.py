@@ -2,9 +2,9 @@
 
 A mixer is a memory of several heads whose writes are addressed by the bank alone, so that no step waits for the recall
 of the one before (compare gated slot attention, Zhang et al., arXiv 2409.07146). At every step of a head, with unit
-queries q and keys k, values v, bank (M, V) and scale s:
+queries q and keys k, values v, bank (M, V) of unit keys M, and scale s:
 
-    write weights   w_t = β_t softmax(cos(k_t, M) / τ_w)                         over the slots
+    write weights   w_t = β_t softmax(k_t · M / τ_w)                             over the slots
     trace           S_t = λ_t S_{t-1} + w_t ⊗ [k_t, v_t, 1]                      keys, values, and the mass of writes
     recall weights  r_t = softmax(q_t · (M + s S^k_t) / (1 + s S^1_t) / τ_r)
     recalled        m_t = Σ_n r_tn (V_n + s S^v_tn) / (1 + s S^1_tn)
@@ -21,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .ops_enn import NO_MASKS, StepMasks, l2_normalize
+from .ops_enn import NO_MASKS, StepMasks
 
 
 class MixerBank(NamedTuple):
     """Learned memory of one mixer."""
 
-    keys: Tensor  # [A, N, D], directions: their length has no effect
+    keys: Tensor  # [A, N, D], of length 1
     values: Tensor  # [A, N, D]
     trace_scale: Tensor  # [A], s: what one write weighs beside the bank
     write_temperature: Tensor  # [A], τ_w
@@ -57,7 +57,7 @@ class MixerState(NamedTuple):
 
 def write_weights(keys: Tensor, strengths: Tensor, bank: MixerBank) -> Tensor:
     """w of keys `[B, A, T, D]` with strengths `[B, A, T]`: `[B, A, T, N]`."""
-    cosine = keys @ l2_normalize(bank.keys).mT
+    cosine = keys @ bank.keys.mT
     return strengths[..., None] * torch.softmax(cosine / bank.write_temperature[:, None, None], -1)
 
 
@@ -78,7 +78,7 @@ def mixer_memory_step(reads: MixerReads, weights: Tensor, trace: Tensor, bank: M
     scale = bank.trace_scale[:, None, None]
     keys, values, mass = trace.split([width, width, 1], -1)
     total = 1 + scale * mass
-    scores = torch.einsum("bad,band->ban", reads.queries, (l2_normalize(bank.keys) + scale * keys) / total)
+    scores = torch.einsum("bad,band->ban", reads.queries, (bank.keys + scale * keys) / total)
     recall = torch.softmax(scores / bank.read_temperature[:, None], -1)
     recalled = torch.einsum("ban,band->bad", recall, (bank.values + scale * values) / total)
     return recalled, recall, trace

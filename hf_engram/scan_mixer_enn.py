@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch_enn import selected_scan
-from .ops_enn import l2_normalize
 from .ops_mixer_enn import MixerBank, MixerReads, mixer_memory_loop, write_weights
 
 CHUNK = 64
@@ -59,7 +58,7 @@ def mixer_memory_scan(
     total = 1 + scale * mass
     old = (queries @ key_traces.mT) * since_start[..., None]
     new = ((queries @ keys.mT) * decay) @ weights
-    scores = queries @ l2_normalize(bank.keys).mT[:, None] + scale * (old + new)
+    scores = queries @ bank.keys.mT[:, None] + scale * (old + new)
     recall = torch.softmax(scores / total / bank.read_temperature[:, None, None, None], -1)
     shares = recall / total
     old = (shares @ value_traces) * since_start[..., None]

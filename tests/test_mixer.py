@@ -48,7 +48,7 @@ def make_case(steps, batch=3, dtype=torch.float64, restarts=False, idle=False, r
         -rate * uniform(*heads) * busy,
     )
     slots = HEADS, SLOTS, WIDTH
-    bank = MixerBank(normal(*slots), normal(*slots), *(uniform(3, HEADS) + 0.2))
+    bank = MixerBank(l2_normalize(normal(*slots)), normal(*slots), *(uniform(3, HEADS) + 0.2))
     trace = uniform(batch, HEADS, SLOTS, 2 * WIDTH + 1)
     restart = uniform(batch, steps) > 0.95 if restarts else None
 
