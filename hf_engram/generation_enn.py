@@ -69,7 +69,7 @@ class EnnGenerationMixin(GenerationMixin):
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-        """Keep the two-dimensional mask: there is no attention to make a four-dimensional one for."""
+        """Keep the two-dimensional mask: the layers make what they need of it themselves."""
         return attention_mask
 
     def _prepare_position_ids_for_generation(self, inputs_tensor: Tensor, model_kwargs: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ def padding_mask(attention_mask: Tensor | None, inputs_embeds: Tensor) -> Tensor
     if attention_mask.ndim != 2 or len(attention_mask) != batch or attention_mask.shape[1] < steps:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; expected ({batch}, {steps}), or more columns "
-            "when past_key_values has seen tokens. An ENN has no attention over tokens: 4-D masks mean nothing to it."
+            "when past_key_values has seen tokens. It says which tokens are padding: 4-D masks mean nothing to an ENN."
         )
     valid = attention_mask[:, -steps:].bool()
     return None if valid.all() else valid

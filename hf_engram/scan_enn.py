@@ -28,9 +28,9 @@ def enn_scan(
     Single steps run the definition itself; so do noisy writes and a trace of the whole batch, unless its rows share
     one trace (`shared_memory_enn`), and everything when `HF_ENGRAM_SCAN=definition`.
     """
-    shared = is_shared(state.trace, settings, masks)
-    stepwise = x.shape[1] == 1 or (not shared and (noise is not None or settings.trace_scope == "batch"))
-    if stepwise or selected_scan() == "definition":
+    stepwise = x.shape[1] == 1 or selected_scan() == "definition"
+    shared = not stepwise and is_shared(state.trace, settings, masks)
+    if stepwise or (not shared and (noise is not None or settings.trace_scope == "batch")):
         return enn_loop(x, state, weights, settings, masks, noise)
 
     z = encode(x, weights, settings)

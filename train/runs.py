@@ -128,7 +128,7 @@ def save(trainer: RecipeTrainer, description: TrainingRun, example: Mapping[str,
     if not is_enn(model):
         trainer.save_model()
     elif trainer.is_world_process_zero():
-        drawn = example if set(model.config.layer_types) == {"engram"} else None  # the types that can be recorded
+        drawn = example if set(model.config.layer_types) == {"engram"} else None  # the card explains these
         save_for_hub(model, trainer.args.output_dir, trainer.processing_class, description, drawn)
 
 
