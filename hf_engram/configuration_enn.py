@@ -15,6 +15,7 @@ FIELDS_OF_LAYER_TYPES = {
     ("engram",): (
         "integrator",
         "integrator_size",
+        "longest_timescale",
         "use_layer_norm",
         "hebbian_lr",
         "trace_scale",
@@ -72,6 +73,10 @@ class EnnConfig(PreTrainedConfig):
         integrator_size (`int`, *optional*):
             Width of the integrator's inner layer. Defaults to `3 * hidden_size`, the paper's; for `"gated"` to the
             largest multiple of 8 that leaves the cell no more parameters than that.
+        longest_timescale (`float`, *optional*):
+            Longest of the time scales, in steps, at which the units of a `"gated"` integrator start out, spread evenly
+            on a log scale from 2 (compare the chrono initialisation, arXiv 1804.11188): as many as the steps of a
+            sequence are a good choice where the last step has to know the first. By default all start at 3.7.
         use_layer_norm (`bool`, *optional*, defaults to `True`):
             Layer normalisation of the encoding and of the hidden state.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
@@ -179,6 +184,7 @@ class EnnConfig(PreTrainedConfig):
     layer_types: list[str] | None = None
     integrator: str = "recurrent"
     integrator_size: int | None = None
+    longest_timescale: float | int | None = None
     use_layer_norm: bool = True
     layer_norm_eps: float = 1e-6
     residual: bool = False
@@ -279,6 +285,10 @@ class EnnConfig(PreTrainedConfig):
         fits = not needs_window if self.sliding_window is None else self.sliding_window >= 1
         self._require("sliding_window", fits, 'a positive integer, or None without "sliding_attention" layers')
         self._require("integrator", self.integrator in INTEGRATORS, f"one of {INTEGRATORS}")
+        longest = self.longest_timescale
+        self._require(
+            "longest_timescale", longest is None or 2 <= longest < math.inf, "a finite number from 2, or None"
+        )
         self._require("vocab_size", self.vocab_size is None or self.vocab_size >= 1, "a positive integer or None")
 
     def validate_memory(self) -> None:

@@ -1,5 +1,6 @@
 """Modules of the Engram Neural Network: the cell, the layers around it and around mixers, pooling over time."""
 
+import math
 from typing import Any
 
 import torch
@@ -132,6 +133,18 @@ class EnnCell(nn.Module):
         """Slots and the scan in use."""
         slots, width = self.memory_bank.shape
         return f"slots={slots}, width={width}, scan={selected_scan()}"
+
+
+def initial_gate_bias(longest_timescale: float | None, units: int) -> Tensor:
+    """Logits of the shares by which units move in a step, `[units]`.
+
+    A unit that moves by 1 / τ forgets over τ steps: τ is 3.7 for all, which keeps most of a hidden state at first, or
+    is spread evenly on a log scale from 2 to the longest.
+    """
+    if longest_timescale is None:
+        return torch.full((units,), -1.0)
+    timescales = torch.linspace(math.log(2), math.log(longest_timescale), units).exp()
+    return -torch.log(timescales - 1)
 
 
 class StatefulLayer(GradientCheckpointingLayer):

@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .cache_enn import are_of_types, empty_state, misfit, own_layers
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
-from .layers_enn import EnnCell, Pooling, StatefulLayer, make_layer
+from .layers_enn import EnnCell, Pooling, StatefulLayer, initial_gate_bias, make_layer
 from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_layer, write_steps
 from .mixer_enn import INITIAL_TEMPERATURE, EngramMixer, initial_decay_bias
 from .ops_enn import StepMasks
@@ -95,7 +95,7 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
             init.xavier_uniform_(module.memory_bank)
             if module.gate is not None:
                 init.xavier_uniform_(module.gate.weight)
-                init.constant_(module.gate.bias, -1.0)  # keep most of the hidden state at first
+                init.copy_(module.gate.bias, initial_gate_bias(self.config.longest_timescale, len(module.gate.bias)))
         elif isinstance(module, EngramMixer):
             bound = len(module.conv_weight) ** -0.5
             init.uniform_(module.conv_weight, -bound, bound)

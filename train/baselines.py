@@ -23,7 +23,7 @@ from transformers.utils.output_capturing import OutputRecorder
 
 from hf_engram import EnnConfig, EnnForCausalLM, EnnForImageClassification, EnnModel
 from hf_engram.cache_enn import StateLayer
-from hf_engram.layers_enn import StatefulLayer
+from hf_engram.layers_enn import StatefulLayer, initial_gate_bias
 from hf_engram.ops_enn import StepMasks
 
 BASELINES = ("rnn", "gru", "lstm")
@@ -32,7 +32,9 @@ configuration_utils.ALLOWED_ATTN_LAYER_TYPES += BASELINES
 
 @strict
 class BaselineConfig(EnnConfig):
-    """Configuration of a baseline. The fields of the memory are inherited and have no effect.
+    """Configuration of a baseline.
+
+    The fields of the memory are inherited and have no effect; neither has `longest_timescale` in an RNN.
 
     Args:
         architecture: one of `BASELINES`.
@@ -178,7 +180,10 @@ class BaselineLayer(StatefulLayer):
 
 
 class BaselineInitialization:
-    """Recurrent layers begin as in Keras: Glorot input weights, orthogonal recurrent weights, forget bias 1."""
+    """Recurrent layers begin as in Keras: Glorot input weights, orthogonal recurrent weights, forget bias 1.
+
+    With a `longest_timescale`, the units of GRU and LSTM begin at time scales spread like the gated ENN's instead.
+    """
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -190,8 +195,15 @@ class BaselineInitialization:
         init.zeros_(module.bias_ih_l0)
         init.zeros_(module.bias_hh_l0)
         if isinstance(module, nn.LSTM):
-            gates = torch.zeros(4, module.hidden_size)
-            gates[1] = 1  # the forget gate's
+            gates = torch.zeros(4, module.hidden_size)  # input, forget, proposal, output
+            gates[1] = 1
+            if self.config.longest_timescale is not None:
+                gates[0] = initial_gate_bias(self.config.longest_timescale, module.hidden_size)
+                gates[1] = -gates[0]
+            init.copy_(module.bias_ih_l0, gates.flatten())
+        elif isinstance(module, nn.GRU) and self.config.longest_timescale is not None:
+            gates = torch.zeros(3, module.hidden_size)  # reset, update, proposal
+            gates[1] = -initial_gate_bias(self.config.longest_timescale, module.hidden_size)  # the share that is kept
             init.copy_(module.bias_ih_l0, gates.flatten())
 
 

@@ -37,7 +37,7 @@ MODEL_CLASSES = {
     "language": (EnnForCausalLM, BaselineForCausalLM),
     "images": (EnnForImageClassification, BaselineForImageClassification),
 }
-ENN_ONLY = {name for names in FIELDS_OF_LAYER_TYPES.values() for name in names}
+ENN_ONLY = {name for names in FIELDS_OF_LAYER_TYPES.values() for name in names} - {"longest_timescale"}
 
 
 @dataclass
@@ -83,6 +83,13 @@ class ModelArguments:
     integrator_size: int | None = field(
         default=None,
         metadata={"help": "ENN: width of the integrator's inner layer. None: the paper's number of parameters."},
+    )
+    longest_timescale: float | None = field(
+        default=None,
+        metadata={
+            "help": "Gated ENN, GRU, LSTM: longest of the time scales, in steps, at which the units start out, spread "
+            "on a log scale from 2. None: 3.7 steps for all in the ENN, Keras' start in the baselines."
+        },
     )
     hebbian_lr: float = field(default=0.05, metadata={"help": "ENN: share of the trace that one write replaces."})
     trace_scale: float = field(default=0.5, metadata={"help": "ENN: weight of the trace beside the bank."})

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from helpers import close, same, state, tokens
@@ -154,6 +156,23 @@ def test_an_lstm_begins_with_an_open_forget_gate():
     weights = baseline("lstm").model.layers[0].cell.rnn
     assert weights.bias_ih_l0.view(4, 16).sum(1).tolist() == [0, 16, 0, 0]
     same(weights.bias_hh_l0, torch.zeros(64, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("architecture", ["enn", "gru", "lstm"])
+def test_gated_cells_start_at_the_same_time_scales(architecture):
+    arguments = LanguageModelArguments(
+        architecture=architecture, hidden_size=16, num_hidden_layers=1, integrator="gated", longest_timescale=50
+    )
+    weights = make_model(arguments, "language", vocab_size=40).model.layers[0].cell
+    if architecture == "enn":
+        kept = -weights.gate.bias
+    else:
+        gates = weights.rnn.bias_ih_l0.view(-1, 16)
+        kept = gates[1]
+        if architecture == "lstm":
+            same(gates[0], -kept)
+    timescales = 1 / (1 - torch.sigmoid(kept.double()))
+    close(timescales, torch.logspace(math.log10(2), math.log10(50), 16, dtype=torch.float64), 1e-4)
 
 
 @pytest.mark.parametrize(("architecture", "bytes_of_a_row"), [("gru", 16 * 8), ("lstm", 2 * 16 * 8)])
