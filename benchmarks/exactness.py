@@ -8,6 +8,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
@@ -21,6 +22,11 @@ from hf_engram.dispatch_enn import SCAN_VARIABLE
 
 SHIPPED_REFERENCE = Path(__file__).parent.parent / "tests" / "fixtures" / "reference"
 STEPS = 150  # three chunks of the fast scan, the last one partial
+LAYERS = {
+    "cells": ("engram", "engram"),
+    "mixers": ("engram_mixer", "engram_mixer"),
+    "hybrid": ("engram_mixer", "full_attention"),
+}
 
 
 class Claim(NamedTuple):
@@ -31,10 +37,11 @@ class Claim(NamedTuple):
     allowed: float
 
 
-def make_model(dtype: torch.dtype, **options: object) -> EnnForCausalLM:
+def make_model(dtype: torch.dtype, layers: str, **options: object) -> EnnForCausalLM:
     """A small two-layer language model with random weights."""
     torch.manual_seed(0)
-    config = EnnConfig(vocab_size=97, hidden_size=32, memory_size=16, num_hidden_layers=2, residual=True, **options)
+    sizes = {"vocab_size": 97, "hidden_size": 32, "memory_size": 16, "num_hidden_layers": 2}
+    config = EnnConfig(**sizes, layer_types=list(LAYERS[layers]), residual=True, **options)
     return EnnForCausalLM(config).to(dtype).eval()
 
 
@@ -62,25 +69,26 @@ def original(reference: Path) -> Iterator[Claim]:
             yield Claim(f"original, {path.stem}, {name_of(dtype)}", error, allowed)
 
 
-def scans(dtype: torch.dtype) -> Iterator[Claim]:
+def scans(dtype: torch.dtype, layers: str) -> Iterator[Claim]:
     """The fast scans against the definition, through a whole model."""
     input_ids = token_ids(3)
-    for clip in (None, 0.02):  # the second is active
-        model = make_model(dtype, trace_clip=clip)
+    for clip in (None, 0.02) if layers == "cells" else (None,):  # the second is active; mixers have none
+        model = make_model(dtype, layers, trace_clip=clip)
+        clipped = "" if clip is None else f", trace_clip={clip}"
         with mock.patch.dict(os.environ, {SCAN_VARIABLE: "definition"}):
             logits, grads = model(input_ids).logits, gradients(model, input_ids)
-        for scan in ("auto", "chunkwise"):
+        for scan in ("auto", "chunkwise") if layers == "cells" else ("auto",):
             with mock.patch.dict(os.environ, {SCAN_VARIABLE: scan}):
                 error = relative_error(model(input_ids).logits, logits)
-                yield claim(f"scan {scan} = definition, trace_clip={clip}, logits", error, dtype)
+                yield claim(f"{layers}: scan {scan} = definition{clipped}, logits", error, dtype)
                 error = relative_error(gradients(model, input_ids), grads)
-                yield claim(f"scan {scan} = definition, trace_clip={clip}, gradients", error, dtype)
+                yield claim(f"{layers}: scan {scan} = definition{clipped}, gradients", error, dtype)
 
 
 @torch.no_grad()
-def state(dtype: torch.dtype) -> Iterator[Claim]:
+def state(dtype: torch.dtype, layers: str) -> Iterator[Claim]:
     """The state: however a sequence is cut, padded, batched or packed, the logits are the same."""
-    model, input_ids = make_model(dtype), token_ids(3)
+    model, input_ids = make_model(dtype, layers), token_ids(3)
     logits = model(input_ids).logits
 
     cache, steps = None, []
@@ -88,14 +96,14 @@ def state(dtype: torch.dtype) -> Iterator[Claim]:
         output = model(input_ids[:, t : t + 1], past_key_values=cache, use_cache=True)
         cache = output.past_key_values
         steps.append(output.logits)
-    yield claim("token by token = whole", relative_error(torch.cat(steps, 1), logits), dtype)
+    yield claim(f"{layers}: token by token = whole", relative_error(torch.cat(steps, 1), logits), dtype)
 
     errors = []
     for cut in range(1, STEPS):
         first = model(input_ids[:, :cut], use_cache=True)
         second = model(input_ids[:, cut:], past_key_values=first.past_key_values)
         errors.append(relative_error(torch.cat([first.logits, second.logits], 1), logits))
-    yield claim("split anywhere = whole", max(errors), dtype)
+    yield claim(f"{layers}: split anywhere = whole", max(errors), dtype)
 
     for name, columns in {
         "left": torch.arange(20, STEPS + 20),
@@ -106,15 +114,15 @@ def state(dtype: torch.dtype) -> Iterator[Claim]:
         mask = torch.zeros_like(padded)
         padded[:, columns], mask[:, columns] = input_ids, 1
         found = model(padded, attention_mask=mask).logits[:, columns]
-        yield claim(f"{name} padding = none", relative_error(found, logits), dtype)
+        yield claim(f"{layers}: {name} padding = none", relative_error(found, logits), dtype)
 
     single = torch.cat([model(row[None]).logits for row in input_ids])
-    yield claim("batched = single", relative_error(single, logits), dtype)
+    yield claim(f"{layers}: batched = single", relative_error(single, logits), dtype)
 
     positions = torch.cat([torch.arange(70), torch.arange(STEPS - 70)])[None]
     packed = model(input_ids, position_ids=positions).logits
     separate = torch.cat([model(input_ids[:, :70]).logits, model(input_ids[:, 70:]).logits], 1)
-    yield claim("packed documents = separate", relative_error(packed, separate), dtype)
+    yield claim(f"{layers}: packed documents = separate", relative_error(packed, separate), dtype)
 
     with tempfile.TemporaryDirectory() as folder:
         first = model(input_ids[:, :70], use_cache=True)
@@ -122,15 +130,15 @@ def state(dtype: torch.dtype) -> Iterator[Claim]:
         memory = load_memory(Path(folder) / "memory.safetensors", model.config)
     loaded = model(input_ids[:, 70:], past_key_values=memory).logits
     kept = model(input_ids[:, 70:], past_key_values=first.past_key_values).logits
-    yield Claim(f"memory file = state in memory, {name_of(dtype)}", relative_error(loaded, kept), 0.0)
+    yield Claim(f"{layers}: memory file = state in memory, {name_of(dtype)}", relative_error(loaded, kept), 0.0)
 
 
-def checkpointing(dtype: torch.dtype) -> Iterator[Claim]:
+def checkpointing(dtype: torch.dtype, layers: str) -> Iterator[Claim]:
     """Activation checkpointing does not change the gradients."""
-    model, input_ids = make_model(dtype).train(), token_ids(3)
+    model, input_ids = make_model(dtype, layers).train(), token_ids(3)
     plain = gradients(model, input_ids)
     model.activation_checkpointing_enable()
-    yield claim("gradients under activation checkpointing", relative_error(gradients(model, input_ids), plain), dtype)
+    yield claim(f"{layers}: gradients under activation checkpointing", relative_error(gradients(model, input_ids), plain), dtype)
 
 
 def claim(text: str, error: float, dtype: torch.dtype) -> Claim:
@@ -146,9 +154,9 @@ def name_of(dtype: torch.dtype) -> str:
 def all_claims(reference: Path) -> Iterator[Claim]:
     """Every claim, measured as it is asked for."""
     yield from original(reference)
-    for dtype in TOLERANCES:
+    for dtype, layers in product(TOLERANCES, LAYERS):
         for group in (scans, state, checkpointing):
-            yield from group(dtype)
+            yield from group(dtype, layers)
 
 
 def main() -> None:
