@@ -138,7 +138,9 @@ def checkpointing(dtype: torch.dtype, layers: str) -> Iterator[Claim]:
     model, input_ids = make_model(dtype, layers).train(), token_ids(3)
     plain = gradients(model, input_ids)
     model.activation_checkpointing_enable()
-    yield claim(f"{layers}: gradients under activation checkpointing", relative_error(gradients(model, input_ids), plain), dtype)
+    yield claim(
+        f"{layers}: gradients under activation checkpointing", relative_error(gradients(model, input_ids), plain), dtype
+    )
 
 
 def claim(text: str, error: float, dtype: torch.dtype) -> Claim:

@@ -9,8 +9,8 @@ from hf_engram.traces import Parts, Recorder
 
 from .controls import Controls, parse_slots
 from .limits import Limits
+from .memories import traces, watched_memories
 from .models import LoadedModel
-from .packets import traces
 from .sampling import Sampling
 from .streaming import TokenStep, TokenStream, prompt_ids
 
@@ -63,12 +63,13 @@ def generate_with_trace(
     """A text and its memory as JSON.
 
     Returns:
-        `text`, the whole of it; `finish_reason`, `"eos"` or `"length"`; `model`; `trace`, after the last token, as
-        lists `[layers][slots][hidden_size]`; and `tokens`, each with
+        `text`, the whole of it; `finish_reason`, `"eos"` or `"length"`; `model`; `memories`, one for every engram
+        layer and for every head of a mixer, each with its `layer` and its `head` (`None` for a layer); `trace`, after
+        the last token, as lists `[memories][slots][width]`; and `tokens`, each with
 
         - `text`, `is_prompt`, and `probability`, `None` in the prompt;
-        - `recall`, the weights over slots as lists `[layers][slots]`;
-        - `sources`, per layer, what it recalled in parts whose shares sum to 1: `bank`; `carried`, from a memory that
+        - `recall`, the weights over slots as lists `[memories][slots]`;
+        - `sources`, per memory, what it recalled in parts whose shares sum to 1: `bank`; `carried`, from a memory that
           was there before; `clip`; `tokens`, a list of `[index of the writer, share]`; and `others`, the sum of all
           writers with a share below 0.001.
     """
@@ -79,29 +80,32 @@ def generate_with_trace(
     with recorder:
         steps = [step for steps in stream for step in steps]
     (recording,) = recorder.recordings()
-    parts = [layer.attribution.contribution for layer in recording.layers]
+    memories = [memory for layer in recording.layers for memory in layer.heads or (layer,)]
+    parts = [memory.attribution.contribution for memory in memories]
+    recall = np.stack([memory.recall.numpy() for memory in memories], 1)  # [T, M, N]
     return {
         "model": loaded.choice.name,
         "text": "".join(step.text for step in steps),
         "finish_reason": stream.finish_reason,
-        "tokens": [token_entry(step, parts, index) for index, step in enumerate(steps)],
-        "trace": rounded(traces(stream.memory)),
+        "memories": [{"layer": memory.layer, "head": memory.head} for memory in watched_memories(loaded.model)],
+        "tokens": [token_entry(step, recall, parts, index) for index, step in enumerate(steps)],
+        "trace": [rounded(trace) for trace, _ in traces(stream.memory)],
     }
 
 
-def token_entry(step: TokenStep, parts: list[Parts], index: int) -> dict[str, Any]:
+def token_entry(step: TokenStep, recall: np.ndarray, parts: list[Parts], index: int) -> dict[str, Any]:
     """One token of the answer."""
     return {
         "text": step.text,
         "is_prompt": step.is_prompt,
         "probability": None if step.probability is None else round(step.probability, DIGITS),
-        "recall": rounded(step.recall),
-        "sources": [sources(of_layer, index) for of_layer in parts],
+        "recall": rounded(recall[index]),
+        "sources": [sources(of_memory, index) for of_memory in parts],
     }
 
 
 def sources(contribution: Parts, index: int) -> dict[str, Any]:
-    """Where the recall of token `index` in one layer came from."""
+    """Where the recall of token `index` from one memory came from."""
     shares = np.asarray(contribution.tokens[index])
     named = np.flatnonzero(np.abs(shares) >= LEAST_SHARE)
     return {

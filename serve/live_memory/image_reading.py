@@ -1,6 +1,6 @@
 """An image as a sequence: what the model recalls, writes and believes after every step of it.
 
-Letters in shapes: L layers, N memory slots, H hidden width, T steps, S image size.
+Letters in shapes: T steps, S image size.
 """
 
 from typing import NamedTuple
@@ -13,6 +13,8 @@ from torch import Tensor
 from hf_engram import EnnConfig
 from hf_engram.modeling_enn import image_to_sequence
 
+from .controls import Settings
+from .memories import replayable
 from .models import LoadedModel
 
 MOST_READOUTS = 56  # longer sequences are classified after every n-th step only
@@ -24,14 +26,12 @@ class ImageStep(NamedTuple):
 
     Attributes:
         box: left, top, width and height of what is read, in pixels of the image.
-        recall: float32 `[L, N]`.
-        encoding: float32 `[L, H]`.
+        memories: float32 `[F]`, what it recalled from every memory and wrote there (`memories.replayable`).
         chances: float32 `[num_labels]`, the class probabilities if the sequence ended here; `None` if not asked.
     """
 
     box: tuple[int, int, int, int]
-    recall: np.ndarray
-    encoding: np.ndarray
+    memories: np.ndarray
     chances: np.ndarray | None
 
 
@@ -45,9 +45,8 @@ def read_image(loaded: LoadedModel, image: Image.Image) -> tuple[np.ndarray, lis
     model, config = loaded.model, loaded.model.config
     pixels = loaded.processor(image, return_tensors="pt")["pixel_values"]
     sequence = image_to_sequence(pixels.to(model.dtype), config)  # [1, T, embedding_size]
-    output = model(inputs_embeds=sequence, output_recall=True, output_encodings=True)
-    recall = torch.stack(output.recall, dim=2)[0].float().numpy()  # [T, L, N]
-    encoding = torch.stack(output.encodings, dim=2)[0].float().numpy()
+    output = model(inputs_embeds=sequence, output_recall=True, output_encodings=True, output_reads=True)
+    memories = replayable(model, output, Settings())
     steps = sequence.shape[1]
     every = -(-steps // MOST_READOUTS)
     chances = {
@@ -57,9 +56,7 @@ def read_image(loaded: LoadedModel, image: Image.Image) -> tuple[np.ndarray, lis
         if (t + 1) % every == 0 or t == steps - 1
     }
     boxes = step_boxes(config)
-    return pixels[0].float().numpy(), [
-        ImageStep(boxes[t], recall[t], encoding[t], chances.get(t)) for t in range(steps)
-    ]
+    return pixels[0].float().numpy(), [ImageStep(boxes[t], memories[t], chances.get(t)) for t in range(steps)]
 
 
 def step_boxes(config: EnnConfig) -> list[tuple[int, int, int, int]]:

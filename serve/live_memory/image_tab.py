@@ -94,8 +94,7 @@ def image_packet(loaded: LoadedModel, pixels: np.ndarray, steps: list[ImageStep]
         {
             "text": f"{index + 1}",
             "is_prompt": True,
-            "recall": encode_array(step.recall),
-            "encoding": encode_array(step.encoding),
+            "memories": encode_array(step.memories),
             "chances": [] if step.chances is None else [round(float(chance), 5) for chance in step.chances],
         }
         for index, step in enumerate(steps)

@@ -7,7 +7,7 @@ from transformers.cache_utils import Cache
 
 from hf_engram import EnnConfig, load_memory, save_memory
 
-from .packets import engram_layers, tokens_seen
+from .memories import state_layers, tokens_seen
 
 
 def write_memory_file(memory: Cache, config: EnnConfig, folder: Path) -> Path:
@@ -31,8 +31,8 @@ def read_memory_file(path: Path, config: EnnConfig) -> Cache:
         raise ValueError(f"This memory was not loaded. {reason}") from error
     finally:
         path.unlink(missing_ok=True)
-    states = [layer.state for layer in engram_layers(memory)]
-    if any(state is None or len(state.hidden) != 1 for state in states):
+    states = [layer.state for layer in state_layers(memory)]
+    if any(state is None or len(state[0]) != 1 for state in states):
         raise ValueError(f"This memory was not loaded. {path.name!r} is not the memory of one text.")
     if not all(torch.isfinite(value).all() for state in states for value in state):
         raise ValueError(f"This memory was not loaded. {path.name!r} holds values that are not finite numbers.")

@@ -12,7 +12,7 @@ from .packets import model_packet, to_json
 
 ASSETS = Path(__file__).parent / "view"
 # One after the other they are the body of one function; each uses the ones before it.
-SCRIPTS = ("replay.js", "panels.js", "text.js", "sentences.js", "view.js", "pointer.js")
+SCRIPTS = ("memory.js", "replay.js", "panels.js", "text.js", "sentences.js", "view.js", "pointer.js")
 IMAGE_SCRIPTS = (*SCRIPTS[:-1], "image.js", "pointer.js")
 # Safe for colour-blind readers. The middle of a diverging map, zero, has to look empty on its background.
 COLORMAPS = {"sequential": "cividis", "diverging_light": "PuOr_r", "diverging_dark": "berlin"}

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-import hf_engram  # noqa: F401  registers the model with the Auto classes
+from hf_engram.configuration_enn import ATTENTION_LAYER_TYPES, MEMORY_LAYER_TYPES
 
 
 class ModelChoice(NamedTuple):
@@ -58,10 +58,17 @@ class LoadedModel(NamedTuple):
         """One line about it."""
         config = self.model.config
         layers = "1 layer" if config.num_hidden_layers == 1 else f"{config.num_hidden_layers} layers"
-        return (
-            f"{self.model.num_parameters():,} parameters, {layers}, "
-            f"{config.memory_size} slots of {config.hidden_size} features"
-        )
+        types = config.layer_types
+        parts = [f"{self.model.num_parameters():,} parameters", layers]
+        if "engram" in types:
+            parts.append(f"{config.memory_size} slots of {config.hidden_size} features")
+        if "engram_mixer" in types:
+            heads = config.num_attention_heads
+            parts.append(f"{config.memory_size} slots of {config.head_dim} features in each of {heads} heads")
+        attention = sum(layer_type in ATTENTION_LAYER_TYPES for layer_type in types)
+        if attention:
+            parts.append(f"{attention} of them attention, which is not shown")
+        return ", ".join(parts)
 
 
 def load_model(choice: ModelChoice) -> LoadedModel:
@@ -77,12 +84,8 @@ def load_model(choice: ModelChoice) -> LoadedModel:
         config = AutoConfig.from_pretrained(choice.name, **options)
         if config.model_type != "enn":
             raise ValueError(f"it is a {config.model_type!r} model, and this page shows the memory of 'enn' models.")
-        others = sorted(set(config.layer_types) - {"engram"})
-        if others:
-            raise ValueError(
-                f"it has layers of the types {', '.join(others)}; this page replays the memory of 'engram' layers. "
-                "hf_engram.traces records the others."
-            )
+        if not set(config.layer_types) & set(MEMORY_LAYER_TYPES):
+            raise ValueError("all of its layers are attention: it has no memory that this page could show.")
         architecture = (config.architectures or ["none"])[0]
         if architecture == "EnnForCausalLM":
             processor = AutoTokenizer.from_pretrained(choice.name, **options)

@@ -1,23 +1,22 @@
 """What is sent to the browser: the memory at the start of a run, then every token's write, to be replayed there.
 
-The write of a token is of rank one, `trace ← (1 - η) trace + η recall ⊗ encoding`, so that recall and encoding are
-all the browser needs, a hundredth of the trace. Arrays are little-endian float32 in base64, in row-major order.
-Every packet is one string: Gradio compares structured values element by element at every update.
+The write of a token is of rank one, `trace ← kept · trace + share ⊗ content` (see `memories`), so that recall, shares
+and content are all the browser needs, a hundredth of the trace. Arrays are little-endian float32 in base64, in
+row-major order. M is the number of memories. Every packet is one string: Gradio compares structured values element by
+element at every update.
 """
 
 import base64
 import json
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import torch
 from transformers.cache_utils import Cache
-
-from hf_engram.cache_enn import EnnCacheLayer
 
 from .comparison import Change
 from .controls import Settings
+from .memories import WatchedMemory, tokens_seen, traces, watched_memories
 from .models import LoadedModel
 from .streaming import TokenStep
 
@@ -45,19 +44,27 @@ def encode_array(values: np.ndarray) -> str:
 
 
 def model_packet(loaded: LoadedModel) -> dict[str, Any]:
-    """A model that is going to be watched: its sizes, its constants, its bank `[L, N, H]` and its classes."""
+    """A model that is going to be watched: its sizes, its memories and its classes."""
     config = loaded.model.config
-    banks = [layer.cell.memory_bank.detach().float().cpu().numpy() for layer in loaded.model.base_model.layers]
     return {
         "kind": "model",
         "layers": config.num_hidden_layers,
         "slots": config.memory_size,
-        "width": config.hidden_size,
-        "hebbian_lr": config.hebbian_lr,
-        "trace_scale": config.trace_scale,
-        "trace_clip": config.trace_clip,
-        "bank": encode_array(np.stack(banks)),
+        "memories": [encode_memory(memory) for memory in watched_memories(loaded.model)],
         "classes": [str(config.id2label[i]) for i in range(config.num_labels)] if loaded.reads == "image" else [],
+    }
+
+
+def encode_memory(memory: WatchedMemory) -> dict[str, Any]:
+    """One memory, with its bank `[N, W]`."""
+    return {
+        "layer": memory.layer,
+        "head": memory.head,
+        "width": memory.bank.shape[1],
+        "scale": memory.scale,
+        "clip": memory.clip,
+        "averages": memory.averages,
+        "bank": encode_array(memory.bank.float().cpu().numpy()),
     }
 
 
@@ -67,7 +74,7 @@ def run_packet(memory: Cache | None, status: str, erased: int | None = None) -> 
     Args:
         erased: the run repeats the one before it, but that this token does not write; it is shown beside it.
 
-    `trace` is `[L, N, H]`, or `None` for zeros.
+    `traces` are M arrays, the trace `[N, W]` and, of a mixer's, the mass of its writes `[N]`; `None` for zeros.
     """
     seen = tokens_seen(memory)
     return {
@@ -75,8 +82,16 @@ def run_packet(memory: Cache | None, status: str, erased: int | None = None) -> 
         "status": status,
         "erased": erased,
         "tokens_seen": seen,
-        "trace": encode_array(traces(memory)) if memory is not None and seen else None,
+        "traces": encode_traces(memory) if memory is not None and seen else None,
     }
+
+
+def encode_traces(memory: Cache) -> list[str]:
+    """Trace and mass of every memory."""
+    return [
+        encode_array(trace.ravel() if mass is None else np.concatenate([trace.ravel(), mass]))
+        for trace, mass in traces(memory)
+    ]
 
 
 def tokens_packet(steps: Sequence[TokenStep]) -> dict[str, Any]:
@@ -85,12 +100,11 @@ def tokens_packet(steps: Sequence[TokenStep]) -> dict[str, Any]:
 
 
 def encode_step(step: TokenStep) -> dict[str, Any]:
-    """A token with recall weights `[L, N]` and encodings `[L, H]`; settings only where they are not the usual ones."""
+    """A token with what all memories recalled and wrote; settings only where they are not the usual ones."""
     encoded = {
         "text": step.text,
         "is_prompt": step.is_prompt,
-        "recall": encode_array(step.recall),
-        "encoding": encode_array(step.encoding),
+        "memories": encode_array(step.memories),
     }
     if step.probability is not None:
         encoded["probability"] = round(step.probability, 5)
@@ -113,18 +127,3 @@ def slots_packet(slots_off: Sequence[int]) -> dict[str, Any]:
 def status_packet(status: str, message: str = "") -> dict[str, Any]:
     """How the run is doing: "waiting" before it, "eos", "length" or "stopped" after it, "error" with a sentence."""
     return {"kind": "status", "status": status, "message": message}
-
-
-def traces(memory: Cache) -> np.ndarray:
-    """The traces of all layers of a one-row state, float32 `[L, N, H]`."""
-    return torch.stack([layer.state.trace[0] for layer in engram_layers(memory) if layer.state]).float().cpu().numpy()
-
-
-def tokens_seen(memory: Cache | None) -> int:
-    """Tokens that a state has read in its life."""
-    return 0 if memory is None else engram_layers(memory)[0].tokens_seen
-
-
-def engram_layers(memory: Cache) -> list[EnnCacheLayer]:
-    """The layers of the state of an ENN."""
-    return cast(list[EnnCacheLayer], memory.layers)

@@ -15,9 +15,10 @@ from transformers.cache_utils import Cache
 from .comparison import largest_changes
 from .controls import Controls, Recorded, Settings, SettingsSource
 from .limits import Limits
+from .memories import tokens_seen
 from .memory_files import read_memory_file, write_memory_file
 from .models import LoadedModel, ModelChoice
-from .packets import Feed, changes_packet, model_packet, run_packet, status_packet, tokens_packet, tokens_seen
+from .packets import Feed, changes_packet, model_packet, run_packet, status_packet, tokens_packet
 from .sampling import Sampling
 from .streaming import TokenStep, TokenStream, prompt_ids
 

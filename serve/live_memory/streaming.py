@@ -1,6 +1,6 @@
 """Text from a model, token by token, with what every token recalls from the memory and writes to it.
 
-Letters in shapes: L layers, N memory slots, H hidden width, T tokens.
+Letters in shapes: T tokens.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from hf_engram import EnnForCausalLM
 
 from .controls import Controls, Settings, SettingsSource
+from .memories import replayable
 from .sampling import Sampler, Sampling
 
 PROMPT_CHUNK = 64  # tokens read between two looks at the controls
@@ -36,8 +37,7 @@ class TokenStep(NamedTuple):
         text: empty while a character is incomplete, and for special tokens.
         is_prompt: given, not chosen.
         settings: how it was read.
-        recall: float32 `[L, N]`, the weights over slots.
-        encoding: float32 `[L, H]`, what was written, to each slot in proportion to its recall weight.
+        memories: float32 `[F]`, what it recalled from every memory and wrote there (`memories.replayable`).
         probability: what the model gave it (before temperature and top-p), `None` for tokens that were given.
         candidates: the most likely tokens at its place, `()` for tokens that were given.
     """
@@ -46,8 +46,7 @@ class TokenStep(NamedTuple):
     text: str
     is_prompt: bool
     settings: Settings
-    recall: np.ndarray
-    encoding: np.ndarray
+    memories: np.ndarray
     probability: float | None = None
     candidates: tuple[Candidate, ...] = ()
 
@@ -155,16 +154,16 @@ class TokenStream:
             logits_to_keep=1,
             output_recall=True,
             output_encodings=True,
+            output_reads=True,
             **settings.model_options(self.model.config, len(ids)),
         )
-        recall = torch.stack(output.recall, dim=2)[0].float().cpu().numpy()  # [T, L, N]
-        encoding = torch.stack(output.encodings, dim=2)[0].float().cpu().numpy()  # [T, L, H]
+        memories = replayable(self.model, output, settings)
         steps = []
         for offset, token_id in enumerate(ids):
             text = self._decoder.step(self.tokenizer.backend_tokenizer, token_id) or ""
             is_prompt = index + offset < self.num_prompt
             own = settings if offset == 0 else settings._replace(cleared=False)
-            steps.append(TokenStep(token_id, text, is_prompt, own, recall[offset], encoding[offset]))
+            steps.append(TokenStep(token_id, text, is_prompt, own, memories[offset]))
         return output.logits[:, -1].float().cpu(), steps
 
     def _candidates(self, chances: Tensor) -> tuple[Candidate, ...]:

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from serve.live_memory.models import ModelChoice, ModelShelf
+from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf
 
 
 @pytest.fixture
@@ -55,11 +55,19 @@ def test_a_folder_without_an_engram_model_is_refused_with_a_sentence(shelf, text
         shelf.get(ModelChoice(str(folder)))
 
 
-def test_a_model_whose_memory_the_page_cannot_replay_is_refused_with_a_sentence(shelf, text_folder, make_model):
-    folder = text_folder.parent / "hybrid"
-    make_model(layer_types=["engram_mixer", "engram"], num_attention_heads=2).save_pretrained(folder)
-    with pytest.raises(ValueError, match="was not loaded: it has layers of the types engram_mixer; this page replays"):
+def test_a_model_without_a_memory_is_refused_with_a_sentence(shelf, text_folder, make_model):
+    folder = text_folder.parent / "attention"
+    make_model(layer_types=["full_attention", "full_attention"]).save_pretrained(folder)
+    with pytest.raises(ValueError, match="was not loaded: all of its layers are attention: it has no memory"):
         shelf.get(ModelChoice(str(folder)))
+
+
+def test_a_hybrid_says_what_of_it_is_shown(make_model, tokenizer):
+    model = make_model(layer_types=["engram_mixer", "full_attention"], num_attention_heads=2)
+    line = LoadedModel(ModelChoice("hybrid"), model, tokenizer, "text").describe()
+    assert line.endswith(
+        "2 layers, 16 slots of 12 features in each of 2 heads, 1 of them attention, which is not shown"
+    )
 
 
 def test_code_that_comes_with_a_checkpoint_is_not_run_without_the_tick(shelf, text_folder, tmp_path):

@@ -5,10 +5,10 @@ import re
 import numpy as np
 import pytest
 import torch
+from replays import trace_values
 
 from hf_engram.traces import record
 from serve.live_memory.models import LoadedModel, ModelChoice
-from serve.live_memory.packets import traces
 
 expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = pytest.mark.browser
@@ -28,7 +28,13 @@ def read_by_the_model(model, tokenizer, *texts):
             shown.append(int(output.logits[0, -1].argmax()))
             output = model(torch.tensor([shown[-1:]]), past_key_values=output.past_key_values, use_cache=True)
         memory = output.past_key_values
-    return shown, traces(memory)
+    return shown, trace_values(memory)
+
+
+def value_columns(model):
+    """What the page shows of a recorded trace: all of a cell's, and the values of a mixer's."""
+    width = model.config.head_dim
+    return slice(width, 2 * width) if "engram_mixer" in model.config.layer_types else slice(None)
 
 
 def assert_same_trace(actual, expected):
@@ -56,10 +62,18 @@ def test_text_streams_while_the_memory_changes_until_stop_is_pressed(visitor):
     assert tokens < 1000
 
 
-@pytest.mark.parametrize("clip", [None, 0.01], ids=["unclipped", "clipped"])
-def test_what_the_browser_shows_is_what_the_model_did(serve, visit, make_model, tokenizer, clip):
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"trace_scale": 2.0, "hebbian_lr": 0.2},
+        {"trace_scale": 2.0, "hebbian_lr": 0.2, "trace_clip": 0.01},
+        {"layer_types": ["engram_mixer", "full_attention", "engram_mixer"], "num_hidden_layers": 3},
+    ],
+    ids=["unclipped", "clipped", "hybrid"],
+)
+def test_what_the_browser_shows_is_what_the_model_did(serve, visit, make_model, tokenizer, fields):
     """Text, trace, slot norms, and every part of every attribution, against the library."""
-    model = make_model(trace_clip=clip, trace_scale=2.0, hebbian_lr=0.2)
+    model, clip = make_model(**fields), fields.get("trace_clip")
     visitor = visit(serve(LoadedModel(ModelChoice("tiny"), model, tokenizer, "text")).local_url)
     ids, expected = read_by_the_model(model, tokenizer, "it is read back", PROMPT)
     visitor.generate("it is read back")
@@ -73,24 +87,24 @@ def test_what_the_browser_shows_is_what_the_model_did(serve, visit, make_model, 
         before, _ = read_by_the_model(model, tokenizer, "it is read back")
         memory = model(torch.tensor([before]), use_cache=True).past_key_values
     (recording,) = record(model, torch.tensor([ids]), tokenizer=tokenizer, past_key_values=memory)
-    for layer, recorded in enumerate(recording.layers):
+    memories = [memory for layer in recording.layers for memory in layer.heads or (layer,)]
+    for number, recorded in enumerate(memories):
         parts = recorded.attribution.contribution
         shown = visitor.ask(
-            "(view, l) => view.runs[0].tokens.map(({ origins: { [l]: o } }) => [o.bank, o.carried, o.clip])",
-            layer,
+            "(view, m) => view.runs[0].memories[m].reads.map(({ origins: o }) => [o.bank, o.carried, o.clip])", number
         )
         np.testing.assert_allclose(shown, torch.stack([parts.bank, parts.carried, parts.clip], -1), atol=2e-4)
-        writers = visitor.ask("(view, l) => view.runs[0].tokens.map((_, t) => view.runs[0].writers(t, l))", layer)
+        writers = visitor.ask(
+            "({ runs: [{ memories }] }, m) => memories[m].reads.map((_, t) => memories[m].writers(t))", number
+        )
         shares = np.zeros((len(ids), len(ids)))
         for reader, row in enumerate(writers):
             for entry in row:
                 shares[reader, entry["index"]] = entry["share"]
         np.testing.assert_allclose(shares, parts.tokens, atol=2e-4)
-        norms = visitor.ask("(view) => view.runs[0].tokens.map(({ norms }) => Array.from(norms))")
-        slots = model.config.memory_size
-        np.testing.assert_allclose(
-            np.array(norms)[:, layer * slots : (layer + 1) * slots], recorded.trace_norms, rtol=1e-3, atol=1e-5
-        )
+        norms = visitor.ask("(view, m) => view.runs[0].memories[m].reads.map(({ norms }) => Array.from(norms))", number)
+        values = torch.stack([recorded.trace(t)[:, value_columns(model)] for t in range(len(ids))])
+        np.testing.assert_allclose(norms, values.norm(dim=-1), rtol=1e-3, atol=1e-5)
     legend = visitor.page.locator("#memory .exactness")
     expect(legend).to_contain_text("Exact: the parts add up" if clip is None else "Approximate: the trace was clipped")
 
@@ -168,15 +182,15 @@ def test_every_panel_follows_the_token_under_the_pointer(visitor):
 def test_the_trace_of_a_token_in_the_past_is_the_trace_of_then(visitor, slow_model):
     visitor.generate(PROMPT * 8)
     assert visitor.tokens() > 72
-    shown = np.array(visitor.ask("(view) => [0, 1].map((l) => Array.from(view.runs[0].traceAfter(70, l)))"))
-    writes = visitor.ask(
-        "(view) => view.runs[0].tokens.slice(0, 71).map(({ recall, encoding }) => [[...recall], [...encoding]])"
-    )
-    trace, rate = 0.0, slow_model.config.hebbian_lr
-    for recall, encoding in writes:
-        recall, encoding = np.reshape(recall, (2, -1)), np.reshape(encoding, (2, -1))
-        trace = (1 - rate) * trace + rate * np.einsum("ln,lh->lnh", recall, encoding)
-    np.testing.assert_allclose(shown.reshape(trace.shape), trace, atol=1e-5)
+    shown = visitor.ask("(view) => view.runs[0].memories.map((memory) => [...memory.traceAfter(70)])")
+    pair = "({ recall, content }) => [[...recall], [...content]]"
+    reads = visitor.ask(f"(view) => view.runs[0].memories.map(({{ reads }}) => reads.slice(0, 71).map({pair}))")
+    rate = slow_model.config.hebbian_lr
+    for then, writes in zip(shown, reads, strict=True):
+        trace = 0.0
+        for recall, content in writes:
+            trace = (1 - rate) * trace + rate * np.outer(recall, content)
+        np.testing.assert_allclose(then, trace.ravel(), atol=1e-5)
 
 
 def test_a_slot_under_the_pointer_shows_who_wrote_it(visitor):

@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
+from replays import trace_values
 
 from hf_engram import load_memory
-from serve.live_memory.packets import traces
 
 expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = pytest.mark.browser
@@ -121,7 +121,7 @@ def test_a_memory_can_be_downloaded_and_loaded_tomorrow(visit, model, tmp_path):
     path = tmp_path / download.value.suggested_filename
     download.value.save_as(path)
     assert re.fullmatch(r"memory-after-\d+-tokens.safetensors", path.name)
-    saved = traces(load_memory(path, model.config))
+    saved = trace_values(load_memory(path, model.config))
     np.testing.assert_allclose(today.trace(), saved, atol=1e-5 * np.abs(saved).max())
     today.begin_with("the memory shown")
     expected = today.generate("it is read")

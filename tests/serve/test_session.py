@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from replays import trace_values
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -15,7 +16,6 @@ from hf_engram.traces import counterfactual
 from serve.live_memory.controls import Controls, format_slots, parse_slots
 from serve.live_memory.limits import Limits
 from serve.live_memory.models import ModelChoice, load_model
-from serve.live_memory.packets import traces
 from serve.live_memory.session import EMPTY, SHOWN, Session
 
 PROMPT = "the memory of a recurrent"
@@ -152,7 +152,8 @@ def test_a_memory_file_goes_on_where_the_memory_stopped(session, loaded, tmp_pat
     generate(session, loaded)
     path = session.download(loaded)
     assert path.name == f"memory-after-{session.memory.layers[0].tokens_seen}-tokens.safetensors"
-    np.testing.assert_array_equal(traces(load_memory(path, loaded.model.config)), traces(session.memory))
+    saved = load_memory(path, loaded.model.config)
+    np.testing.assert_array_equal(trace_values(saved), trace_values(session.memory))
     expected = text_in(generate(session, loaded, "it is", begin_with=SHOWN))
 
     tomorrow = Session()

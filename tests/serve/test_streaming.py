@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from replays import replay, take_apart, trace_values
 from transformers import DynamicCache
 
 from hf_engram import as_new_sequence
 from serve.live_memory.controls import Controls
-from serve.live_memory.packets import traces
+from serve.live_memory.memories import traces
 from serve.live_memory.sampling import Sampling
 from serve.live_memory.streaming import PROMPT_CHUNK, TokenStream, prompt_ids
 
@@ -100,25 +101,32 @@ def test_stop_is_heard_while_a_long_prompt_is_read(stream):
     assert seen == [PROMPT_CHUNK]
 
 
-@pytest.mark.parametrize("residual", [True, False])
-@pytest.mark.parametrize("clip", [None, 0.01])
-def test_replaying_the_writes_gives_the_trace_of_the_model(make_model, stream, residual, clip):
-    model = make_model(residual=residual, trace_clip=clip)
-    run = stream(model=model, sampling=Sampling(max_new_tokens=50))
-    rate, trace = model.config.hebbian_lr, 0.0
-    for steps in run:
-        for step in steps:
-            trace = (1 - rate) * trace + rate * np.einsum("ln,lh->lnh", step.recall, step.encoding)
-            trace = trace if clip is None else trace.clip(-clip, clip)
-    np.testing.assert_allclose(trace, traces(run.memory), atol=1e-6)
-    assert clip is None or np.abs(trace).max() == pytest.approx(clip)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"residual": True},
+        {"residual": False},
+        {"layer_types": ["engram_mixer", "engram_mixer"]},
+        {"layer_types": ["engram_mixer", "full_attention", "engram"], "num_hidden_layers": 3},
+    ],
+    ids=["residual", "bare", "mixers", "all kinds"],
+)
+@pytest.mark.parametrize("slots_off", [(), (2, 3)], ids=str)
+def test_replaying_the_writes_gives_the_trace_of_the_model(make_model, stream, fields, slots_off):
+    model = make_model(**fields)
+    run = stream(model=model, sampling=Sampling(max_new_tokens=50), source=Controls(slots_off=slots_off))
+    steps = [step for steps in run for step in steps]
+    for (trace, mass), (expected, its_mass) in zip(replay(model, steps), traces(run.memory), strict=True):
+        np.testing.assert_allclose(trace, expected, atol=1e-5 * np.abs(expected).max())
+        if its_mass is not None:
+            np.testing.assert_allclose(mass, its_mass, rtol=1e-4, atol=1e-7)
 
 
 def test_the_memory_has_read_prompt_and_text(model, tokenizer, stream):
     run = stream()
     text_of(run)
     read = model(generated_ids(model, tokenizer), use_cache=True).past_key_values
-    np.testing.assert_allclose(traces(run.memory), traces(read), atol=1e-6)
+    np.testing.assert_allclose(trace_values(run.memory), trace_values(read), atol=1e-6)
 
 
 def test_a_memory_is_carried_on_as_by_generate(model, tokenizer, stream):
@@ -134,19 +142,19 @@ def test_a_memory_is_carried_on_as_by_generate(model, tokenizer, stream):
 def test_frozen_plasticity_leaves_the_trace_as_it_is(stream):
     run = stream()
     text_of(run)
-    before = traces(run.memory)
+    before = trace_values(run.memory)
     frozen = stream("it is read", memory=run.memory, source=Controls(plastic=False))
     steps = [step for steps in frozen for step in steps]
     assert not any(step.settings.plastic for step in steps)
-    np.testing.assert_array_equal(traces(frozen.memory), before)
+    np.testing.assert_array_equal(trace_values(frozen.memory), before)
 
 
-def test_slots_that_are_off_are_neither_recalled_nor_written(stream):
+def test_slots_that_are_off_are_neither_recalled_nor_written(model, stream):
     run = stream(source=Controls(slots_off=(2, 3)))
-    recall = np.stack([step.recall for steps in run for step in steps])
+    recall = np.stack([[read.recall for read in take_apart(model, s.memories)] for steps in run for s in steps])
     assert not recall[:, :, 2:4].any()
     assert recall[:, :, 4:].any()
-    assert not traces(run.memory)[:, 2:4].any()
+    assert not trace_values(run.memory)[:, 2:4].any()
     np.testing.assert_allclose(recall.sum(-1), 1, rtol=1e-5)
 
 
@@ -159,7 +167,7 @@ def test_clearing_during_a_run_empties_the_memory_before_the_next_token(model, t
         controls.clear = len(steps) == 10
     (cleared,) = [index for index, step in enumerate(steps) if step.settings.cleared]
     read = model(torch.tensor([[step.token_id for step in steps[cleared:]]]), use_cache=True).past_key_values
-    np.testing.assert_allclose(traces(run.memory), traces(read), atol=1e-6)
+    np.testing.assert_allclose(trace_values(run.memory), trace_values(read), atol=1e-6)
 
 
 def test_characters_of_several_tokens_arrive_whole(make_model, tokenizer, stream):

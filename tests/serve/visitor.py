@@ -116,9 +116,10 @@ class Visitor:
         return self.page.locator("#memory [data-status]").evaluate(call, list(args))
 
     def trace(self, run=0):
-        """The trace after the newest token `[L, N, H]`."""
-        shape = self.ask("({ model }) => [model.layers, model.slots, model.width]")
-        return np.array(self.ask("(view, run) => Array.from(view.runs[run].trace)", run), np.float32).reshape(shape)
+        """The trace of all memories, which have the same width, after the newest token `[M, N, W]`."""
+        traces = self.ask("(view, run) => view.runs[run].memories.map(({ trace }) => Array.from(trace))", run)
+        slots = self.ask("({ model }) => model.slots")
+        return np.array(traces, np.float32).reshape(len(traces), slots, -1)
 
     def picture(self, label):
         """Every pixel of a canvas."""

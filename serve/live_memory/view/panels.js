@@ -40,10 +40,10 @@ function drawRecall(canvas, recall, max, slotsOff, { bar, ink }) {
 
 // Where the recalls of the tokens from `from` on came from: a column per token, bank at the bottom.
 const ORIGIN_ROWS = 60;
-function drawOrigins(canvas, tokens, from, columns, layer, colours) {
+function drawOrigins(canvas, reads, from, columns, colours) {
   const fill = colours.map((rgb) => (255 << 24) | (rgb[2] << 16) | (rgb[1] << 8) | rgb[0]);
   const ends = Array.from({ length: columns }, (_, column) => {
-    const origins = tokens[from + column]?.origins[layer];
+    const origins = reads[from + column]?.origins;
     if (!origins) return null;
     const shares = [origins.bank, origins.carried, origins.tokens, Math.abs(origins.clip)].map((share) => Math.max(0, share));
     const total = shares.reduce((sum, share) => sum + share, 0) || 1;
@@ -58,16 +58,17 @@ function drawOrigins(canvas, tokens, from, columns, layer, colours) {
 }
 
 // Who wrote it: a column per token, a row per distance to the writer.
-function drawWriters(canvas, replay, from, columns, layer, palette) {
+const LAGS = 48; // writers that are told apart: the last so many tokens
+function drawWriters(canvas, memory, from, columns, palette) {
   const shares = new Float32Array(columns * LAGS);
   for (let column = 0; column < columns; column++) {
-    const token = replay.tokens[from + column];
-    if (!token) break;
-    token.lags ??= [];
-    token.lags[layer] ??= replay.writers(from + column, layer, LAGS);
-    for (const { index, share } of token.lags[layer]) shares[(from + column - index - 1) * columns + column] = share;
+    const read = memory.reads[from + column];
+    if (!read) break;
+    const latest = memory.latestWriter(from + column);
+    read.lags ??= memory.writers(from + column, LAGS);
+    for (const { index, share } of read.lags) if (latest - index < LAGS) shares[(latest - index) * columns + column] = share;
   }
-  drawMap(canvas, columns, LAGS, (row, column) => from + column < replay.tokens.length && diverging(palette, shares[row * columns + column], 1));
+  drawMap(canvas, columns, LAGS, (row, column) => from + column < memory.reads.length && diverging(palette, shares[row * columns + column], 1));
 }
 
 // Lines over a picture that mark a column and a row; a mark without a place is hidden.

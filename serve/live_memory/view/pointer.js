@@ -88,7 +88,7 @@ find(".changes").addEventListener("click", (event) => {
   view.active = 0;
   pin(Number(row.dataset.index));
 });
-find(".layer").addEventListener("change", (event) => follow("layer", Number(event.target.value)));
+find(".memory").addEventListener("change", (event) => follow("memory", Number(event.target.value)));
 
 new MutationObserver(requestDraw).observe(document.body, { attributeFilter: ["class"] });
 new ResizeObserver(requestDraw).observe(find(".panels"));
@@ -96,7 +96,6 @@ watch("value", () => receive(JSON.parse(props.value)));
 find(".image").hidden = !isImage;
 for (const part of [".texts", ".erase", ".candidates"]) find(part).hidden = isImage;
 show(".this-run", isImage ? "this image" : "this text");
-show(".writers .axis span", `top: the ${props.unit} just before · bottom: ${LAGS} ${props.unit}s before`);
 if (props.value) receive(JSON.parse(props.value));
 // For the console and for tests.
 element.view = view;

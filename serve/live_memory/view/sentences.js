@@ -25,33 +25,36 @@ function statusSentence(view, unit) {
 }
 
 function tokenSentence(view, run, index, writers, unit) {
-  const { slots } = view.model;
   const token = run.tokens[index];
-  const recall = ofLayer(token.recall, view.layer, slots);
+  const { recall, norms } = run.memories[view.memory].reads[index];
   const slot = currentSlot();
   const place = `${unit[0].toUpperCase()}${unit.slice(1)} ${index + 1} of ${run.tokens.length}${unit === "token" ? ` ${quoted(token)}` : ""}`;
   const authors = [...writers].sort((a, b) => b.share - a.share).slice(0, 3).filter(({ share }) => share > 0.005);
-  const list = authors.map(({ index: r, share }) => `${unit === "token" ? `${quoted(run.tokens[r])} ` : `${unit} `}${r + 1} (${percent(share)})`).join(", ");
+  const list = authors.map(({ index: r, share }) => `${r === index ? "itself" : `${unit === "token" ? quoted(run.tokens[r]) : unit} ${r + 1}`} (${percent(share)})`).join(", ");
   const notes = [];
   if (token.cleared) notes.push("The memory was emptied before it.");
-  if (!token.rate) notes.push("Plasticity was frozen: it wrote nothing, and nothing faded.");
+  if (!token.plastic) notes.push("Plasticity was frozen: it wrote nothing, and nothing faded.");
   else if (!token.writes) notes.push("What it wrote is left out.");
   const note = notes.length ? ` ${notes.join(" ")}` : "";
   if (slot !== null) {
-    const norm = token.norms[view.layer * slots + slot];
     const held = list ? `what it holds was written by ${list}` : "nothing has been written to it";
-    return `${place}: slot ${slot} has ${percent(recall[slot])} of the recall and norm ${norm.toPrecision(2)}; ${held}.${note}`;
+    return `${place}: slot ${slot} has ${percent(recall[slot])} of the recall and norm ${norms[slot].toPrecision(2)}; ${held}.${note}`;
   }
   const top = recall.indexOf(Math.max(...recall));
   const who = list ? ` Of what it recalled, most was written by ${list}.` : "";
-  return `${place} recalls slot ${top} most: ${percent(recall[top])} (even share: ${percent(1 / slots)}).${who}${note}`;
+  return `${place} recalls slot ${top} most: ${percent(recall[top])} (even share: ${percent(1 / recall.length)}).${who}${note}`;
 }
 
-function exactnessSentence(model, origins) {
+function lagsSentence({ averages }, unit) {
+  const top = averages ? `the ${unit} itself` : `the ${unit} just before`;
+  return `top: ${top} · bottom: ${averages ? LAGS - 1 : LAGS} ${unit}s before`;
+}
+
+function exactnessSentence(clip, origins) {
   if (!origins) return "";
-  if (model.clip === Infinity) return "Exact: the parts add up to what was recalled.";
-  if (Math.abs(origins.clip) < 5e-4) return `Exact here: the clip at ±${model.clip} changed nothing that was recalled.`;
-  return `Approximate: the trace was clipped at ±${model.clip}, which hides who wrote that part.`;
+  if (clip === Infinity) return "Exact: the parts add up to what was recalled.";
+  if (Math.abs(origins.clip) < 5e-4) return `Exact here: the clip at ±${clip} changed nothing that was recalled.`;
+  return `Approximate: the trace was clipped at ±${clip}, which hides who wrote that part.`;
 }
 
 const tenths = (share) => `${(100 * share).toFixed(1)} %`;

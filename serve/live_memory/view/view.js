@@ -14,7 +14,7 @@ const view = {
   runs: [], // the run, and beside it the same without one write
   texts: [],
   active: 0, // the one whose memory is shown
-  layer: 0,
+  memory: 0, // the one of the model's memories that is shown
   hovered: null, // token under the pointer
   pinned: null, // token to stay at; null follows the newest
   slot: null,
@@ -29,6 +29,7 @@ const view = {
 };
 
 const activeRun = () => view.runs[Math.min(view.active, view.runs.length - 1)];
+const activeMemory = () => activeRun().memories[view.memory];
 const newest = () => activeRun().tokens.length - 1;
 const current = () => Math.min(view.hovered ?? view.pinned ?? newest(), newest());
 const currentSlot = () => view.slot ?? view.pinnedSlot;
@@ -53,10 +54,13 @@ function receive(packet) {
 
 function begin(model) {
   view.model = model;
-  view.layer = Math.min(view.layer, model.layers - 1);
+  view.memory = Math.min(view.memory, model.memories.length - 1);
   view.slotsOff = [];
-  const names = Array.from({ length: model.layers }, (_, l) => new Option(`${l + 1} of ${model.layers}`, l, false, l === view.layer));
-  find(".layer").replaceChildren(...names);
+  const names = model.memories.map(({ layer, head }, m) => {
+    const name = `${layer + 1} of ${model.layers}${head === null ? "" : `, head ${head + 1}`}`;
+    return new Option(name, m, false, m === view.memory);
+  });
+  find(".memory").replaceChildren(...names);
   beginRun({ status: "idle", tokens_seen: 0 });
 }
 
@@ -80,7 +84,7 @@ function read(packet) {
   const index = run.tokens.length - 1;
   const token = run.tokens[index];
   const differs = run.erased !== null && index > run.erased && token.text !== view.runs[0].tokens[index]?.text;
-  const classes = { prompt: token.isPrompt, silent: !token.writes, frozen: !token.rate, cleared: token.cleared, differs };
+  const classes = { prompt: token.isPrompt, silent: !token.writes, frozen: !token.plastic, cleared: token.cleared, differs };
   view.texts.at(-1).append(token, Object.keys(classes).filter((name) => classes[name]).join(" "));
 }
 
@@ -101,8 +105,8 @@ function draw() {
   if (view.isDark !== isDark()) dress();
   const columns = isImage && run.tokens.length ? Math.min(240, run.tokens.length) : Math.max(40, Math.min(240, Math.floor(find(".norms .plot").clientWidth / 3)));
   keepInWindow(index, columns);
-  drawSlots(run, index);
-  drawTimes(run, index, columns);
+  drawSlots(index);
+  drawTimes(index, columns);
   // Text costs the browser more than pictures: while it is being written, it is drawn ten times a second.
   const isLive = view.runs.at(-1).status === "running" && view.hovered === null && view.pinned === null;
   if (isLive && begun - view.textDrawn < 100) setTimeout(requestDraw, 100);
@@ -131,14 +135,14 @@ function keepInWindow(index, columns) {
   else if (index < view.from || index >= view.from + columns) view.from = Math.max(0, Math.min(last, index - Math.floor(columns / 2)));
 }
 
-function drawSlots(run, index) {
-  const { slots, width } = view.model;
-  const maxima = run.maxima[view.layer];
-  const token = run.tokens[index];
+function drawSlots(index) {
+  const memory = activeMemory();
+  const { slots, width, maxima } = memory;
+  const read = memory.reads[index];
   const palette = divergingPalette();
-  const recall = token ? ofLayer(token.recall, view.layer, slots) : new Float32Array(slots);
-  drawRecall(find(".recall canvas"), recall, maxima.recall, index === newest() ? view.slotsOff : token.slotsOff, view.colours);
-  const trace = run.traceAfter(index, view.layer);
+  const slotsOff = index === newest() ? view.slotsOff : read.slotsOff;
+  drawRecall(find(".recall canvas"), read?.recall ?? new Float32Array(slots), maxima.recall, slotsOff, view.colours);
+  const trace = memory.traceAfter(index);
   drawMap(find(".trace .plot canvas"), width, slots, (n, h) => diverging(palette, trace[n * width + h], maxima.trace));
   for (const mark of element.querySelectorAll(".slotted .row-mark")) placeMark(mark, currentSlot(), slots, "y");
   show(".last-slot", slots - 1);
@@ -148,16 +152,17 @@ function drawSlots(run, index) {
   show(".trace .axis .last", width - 1);
 }
 
-function drawTimes(run, index, columns) {
-  const { slots } = view.model;
-  const { from, layer } = view;
-  const maxima = run.maxima[layer];
-  drawMap(find(".norms .plot canvas"), columns, slots, (n, t) => {
-    const token = run.tokens[from + t];
-    return token && sequential(palettes.sequential, token.norms[layer * slots + n], maxima.norm);
+function drawTimes(index, columns) {
+  const { from } = view;
+  const memory = activeMemory();
+  const { reads, maxima } = memory;
+  drawMap(find(".norms .plot canvas"), columns, memory.slots, (n, t) => {
+    const read = reads[from + t];
+    return read && sequential(palettes.sequential, read.norms[n], maxima.norm);
   });
-  drawOrigins(find(".origins canvas"), run.tokens, from, columns, layer, ORIGIN_COLOURS);
-  drawWriters(find(".writers .plot canvas"), run, from, columns, layer, divergingPalette());
+  drawOrigins(find(".origins canvas"), reads, from, columns, ORIGIN_COLOURS);
+  drawWriters(find(".writers .plot canvas"), memory, from, columns, divergingPalette());
+  show(".writers .axis span", lagsSentence(memory, props.unit));
   for (const mark of element.querySelectorAll(".timed .column-mark")) placeMark(mark, index < 0 ? null : index - from, columns, "x");
   show(".norms .maximum", maxima.norm ? maxima.norm.toPrecision(2) : "");
   show(".norms .first", `${props.unit} ${from + 1}`);
@@ -168,7 +173,7 @@ function drawTimes(run, index, columns) {
 function drawText(run, index) {
   const token = run.tokens[index];
   const slot = currentSlot();
-  const writers = !token ? [] : slot === null ? run.writers(index, view.layer) : run.writersOfSlot(index, view.layer, slot);
+  const writers = !token ? [] : slot === null ? activeMemory().writers(index) : activeMemory().writersOfSlot(index, slot);
   view.texts.forEach((text, which) => {
     text.flush();
     const isActive = view.runs[which] === run;
@@ -191,7 +196,7 @@ function drawText(run, index) {
   show(".now", sentence);
   show(".status", statusSentence(view, props.unit));
   find(".status").classList.toggle("error", view.runs.at(-1).status === "error");
-  showOrigins(token?.origins[view.layer]);
+  showOrigins(activeMemory().reads[index]?.origins);
   showCandidates(token);
   showComparison();
   const { status, tokens } = view.runs.at(-1);
@@ -200,8 +205,9 @@ function drawText(run, index) {
 
 function showOrigins(origins) {
   for (const part of ["bank", "carried", "tokens", "clip"]) show(`.${part}-share`, origins ? percent(origins[part]) : "");
-  find(".clip-legend").hidden = view.model.clip === Infinity;
-  show(".exactness", exactnessSentence(view.model, origins));
+  const { clip } = activeMemory();
+  find(".clip-legend").hidden = clip === Infinity;
+  show(".exactness", exactnessSentence(clip, origins));
 }
 
 function showCandidates(token) {
