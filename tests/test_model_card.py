@@ -212,11 +212,17 @@ def test_mixers_of_different_rows_are_apart_whatever_the_scope_of_cells(tmp_path
     assert "Rows of a batch write" not in (tmp_path / "README.md").read_text()
 
 
-@pytest.mark.parametrize("model_class", [EnnForCausalLM, EnnForImageClassification])
-def test_card_shows_what_the_memory_did_with_an_example(tmp_path, model_class):
-    model = tiny_model(
-        model_class, dtype=torch.float32, **({"vocab_size": 4096} if model_class is EnnForCausalLM else {})
-    )
+@pytest.mark.parametrize(
+    ("model_class", "fields"),
+    [
+        (EnnForCausalLM, {"vocab_size": 4096}),
+        (EnnForCausalLM, {"vocab_size": 4096, **ARCHITECTURES["mixer"]}),
+        (EnnForImageClassification, {}),
+    ],
+    ids=["text", "text read by mixers", "image"],
+)
+def test_card_shows_what_the_memory_did_with_an_example(tmp_path, model_class, fields):
+    model = tiny_model(model_class, dtype=torch.float32, **fields)
     if model_class is EnnForCausalLM:
         processor = AutoTokenizer.from_pretrained(BOOKS)
         example = processor("It was the best of times", return_tensors="pt")

@@ -13,6 +13,7 @@ from hf_engram import EnnConfig
 from hf_engram.hub import DataSource, TrainingRun, save_for_hub, write_card
 
 from .callbacks import ClipEachParameter, SaveOnInterrupt, Stopwatch
+from .memory_log import memory_layers
 from .trainer import RecipeTrainer
 
 
@@ -122,13 +123,13 @@ def save(trainer: RecipeTrainer, description: TrainingRun, example: Mapping[str,
 
     Args:
         description: for the card.
-        example: inputs whose memory is drawn for the card, where all layers are cells.
+        example: inputs whose memory is drawn for the card, if the model has one.
     """
     model = trainer.model
     if not is_enn(model):
         trainer.save_model()
     elif trainer.is_world_process_zero():
-        drawn = example if set(model.config.layer_types) == {"engram"} else None  # the card explains these
+        drawn = example if memory_layers(model.config) else None
         save_for_hub(model, trainer.args.output_dir, trainer.processing_class, description, drawn)
 
 
