@@ -107,7 +107,8 @@ def test_the_memory_can_be_cleared_between_runs_and_during_one(visitor):
     visitor.wait_for_status("stopped")
     cleared = visitor.ask("(view) => view.runs[0].tokens.findIndex(({ cleared }) => cleared)")
     origins, writers = visitor.ask(
-        "(view, t) => [view.runs[0].tokens[t].origins.map(({ bank }) => bank), view.runs[0].writers(t, 0)]", cleared
+        "({ runs: [{ memories }] }, t) => [memories.map(({ reads }) => reads[t].origins.bank), memories[0].writers(t)]",
+        cleared,
     )
     np.testing.assert_allclose(origins, 1, atol=1e-6)
     assert writers == []
