@@ -9,7 +9,7 @@ from hub_stand_in import FreshPython
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 TRAIN = """
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 from safetensors.torch import load_file
 
 model, tokenizer = make_model(residual=True), make_tokenizer()
@@ -27,7 +27,14 @@ arguments = TrainingArguments(
     use_cpu=True,
     disable_tqdm=True,
 )
-callbacks = [RemoteCodeCallback()]
+
+# Four tiny steps take less time than a push, which uploads the files as it finds them.
+class FinishPush(TrainerCallback):
+    def on_step_begin(self, *args, **kwargs):
+        if trainer.push_in_progress is not None:
+            trainer.push_in_progress.wait_until_done()
+
+callbacks = [RemoteCodeCallback(), FinishPush()]
 trainer = Trainer(model, arguments, train_dataset=data, processing_class=tokenizer, callbacks=callbacks)
 trainer.train()
 steps = {step: load_file(f"run/checkpoint-{step}/model.safetensors")["model.norm.bias"].tolist() for step in (2, 4)}
