@@ -33,14 +33,19 @@ def take_apart(model, numbers):
 
 
 def replay(model, steps):
-    """Trace and mass of every memory after these steps, from nothing and without a clip."""
+    """Trace and mass of every memory after these steps, from nothing."""
     memories = watched_memories(model)
     slots = model.config.memory_size
     found = [(np.zeros((slots, memory.bank.shape[1])), np.zeros(slots)) for memory in memories]
     for step in steps:
         reads = take_apart(model, step.memories)
         found = [
-            (read.kept * trace + np.outer(read.shares, read.content), read.kept * mass + read.shares)
-            for (trace, mass), read in zip(found, reads, strict=True)
+            (clipped(read.kept * trace + np.outer(read.shares, read.content), memory), read.kept * mass + read.shares)
+            for memory, (trace, mass), read in zip(memories, found, reads, strict=True)
         ]
     return found
+
+
+def clipped(trace, memory):
+    """A trace within the memory's bound."""
+    return trace if memory.clip is None else trace.clip(-memory.clip, memory.clip)

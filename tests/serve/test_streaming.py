@@ -106,10 +106,12 @@ def test_stop_is_heard_while_a_long_prompt_is_read(stream):
     [
         {"residual": True},
         {"residual": False},
+        {"residual": True, "trace_clip": 0.01},
+        {"residual": False, "trace_clip": 0.01},
         {"layer_types": ["engram_mixer", "engram_mixer"]},
         {"layer_types": ["engram_mixer", "full_attention", "engram"], "num_hidden_layers": 3},
     ],
-    ids=["residual", "bare", "mixers", "all kinds"],
+    ids=["residual", "bare", "clipped", "bare and clipped", "mixers", "all kinds"],
 )
 @pytest.mark.parametrize("slots_off", [(), (2, 3)], ids=str)
 def test_replaying_the_writes_gives_the_trace_of_the_model(make_model, stream, fields, slots_off):
@@ -120,6 +122,8 @@ def test_replaying_the_writes_gives_the_trace_of_the_model(make_model, stream, f
         np.testing.assert_allclose(trace, expected, atol=1e-5 * np.abs(expected).max())
         if its_mass is not None:
             np.testing.assert_allclose(mass, its_mass, rtol=1e-4, atol=1e-7)
+    clip = model.config.trace_clip
+    assert clip is None or np.abs(trace).max() == pytest.approx(clip)
 
 
 def test_the_memory_has_read_prompt_and_text(model, tokenizer, stream):
