@@ -114,7 +114,7 @@ def test_a_run_leaves_a_folder_that_is_ready_for_the_hub(architecture, tmp_path)
     }
     for stated in ("python -m train.language_model mine.yaml", "cc0-1.0", "| `learning_rate` | 0.01 |"):
         assert stated in card.text
-    assert ("](trace.png)" in card.text) == (architecture == "enn")
+    assert ("](trace.png)" in card.text) == (architecture != "transformer")
     model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)
     assert model.num_parameters() == results["parameters"]
 
