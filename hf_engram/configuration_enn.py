@@ -41,6 +41,11 @@ POOLINGS = ("last", "mean", "attention")
 IMAGE_SEQUENCES = ("row", "pixel", "patch")
 
 
+def memory_layers(layer_types: list[str]) -> list[int]:
+    """Indices of the layers that have a memory; attention and the layers of baselines have none."""
+    return [index for index, layer_type in enumerate(layer_types) if layer_type in MEMORY_LAYER_TYPES]
+
+
 @strict
 class EnnConfig(PreTrainedConfig):
     r"""

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-from .configuration_enn import FIELDS_OF_LAYER_TYPES, MEMORY_LAYER_TYPES, EnnConfig
+from .configuration_enn import FIELDS_OF_LAYER_TYPES, EnnConfig, memory_layers
 
 PICTURE = "trace.png"
 RUN_FILES = ("run.json", "all_results.json", "trainer_state.json", PICTURE)
@@ -167,7 +167,7 @@ def write_card(folder: str | Path, name: str | None = None) -> None:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined)
     environment.filters |= {"number": format_number, "words": describe_metric}
     layer_types = config["layer_types"]
-    memories = [index for index, layer_type in enumerate(layer_types) if layer_type in MEMORY_LAYER_TYPES]
+    memories = memory_layers(layer_types)
     template = resources.files(__package__).joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8")
     card = ModelCard(
         environment.from_string(template).render(

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from .cell_recordings import CellRecording
-from .configuration_enn import MEMORY_LAYER_TYPES
+from .configuration_enn import MEMORY_LAYER_TYPES, memory_layers
 from .layers_enn import EnnCell
 from .masks_enn import padding_mask, slots_by_layer, write_steps
 from .mixer_enn import EngramMixer
@@ -54,7 +54,7 @@ class Recorder:
         if not isinstance(model, EnnPreTrainedModel):
             raise TypeError(f"model is a {type(model).__name__}; expected a model of hf_engram (EnnForCausalLM, ...).")
         layer_types = model.config.layer_types
-        self._memories = [index for index, name in enumerate(layer_types) if name in MEMORY_LAYER_TYPES]
+        self._memories = memory_layers(layer_types)
         if not self._memories:
             raise ValueError(
                 f"layer_types is {layer_types}: there is no memory to record; expected an 'engram' or 'engram_mixer' "

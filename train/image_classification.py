@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
+from hf_engram.configuration_enn import memory_layers
 from hf_engram.modeling_enn import image_to_sequence
 
 from .arguments import parse_arguments
 from .checkpoints import find_checkpoint
 from .images import ImageArguments, collate, load_images, make_processor
-from .memory_log import RecordMemory, memory_layers
+from .memory_log import RecordMemory
 from .models import ImageModelArguments, make_model
 from .runs import RecipeTrainingArguments, callbacks_for, command_line, describe, finish, save, train
 from .trainer import ImageTrainer, state_bytes
@@ -103,7 +104,9 @@ def build_trainer(
         random_flip=image_args.random_flip,
         callbacks=callbacks_for(training_args),
     )
-    if memory_layers(trainer.model.config) and (training_args.memory_steps or training_args.memory_plot_steps):
+    if memory_layers(trainer.model.config.layer_types) and (
+        training_args.memory_steps or training_args.memory_plot_steps
+    ):
         some = data_collator([splits["validation"][index] for index in range(IMAGES_IN_MEMORY_LOG)])
         sequences = {"inputs_embeds": image_to_sequence(some["pixel_values"], trainer.model.config)}
         steps = training_args.memory_steps, training_args.memory_plot_steps

@@ -22,10 +22,12 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, set_seed
 
+from hf_engram.configuration_enn import memory_layers
+
 from .arguments import parse_arguments
 from .checkpoints import find_checkpoint
 from .data import DataArguments, load_text, tokenize
-from .memory_log import RecordMemory, memory_layers
+from .memory_log import RecordMemory
 from .models import LanguageModelArguments, make_model
 from .runs import RecipeTrainingArguments, callbacks_for, command_line, describe, finish, save, train
 from .streams import StreamedBlocks, TextStreams, collate
@@ -145,7 +147,9 @@ def build_trainer(
         for split in ("validation", "test")
         if split in texts
     }
-    if memory_layers(trainer.model.config) and (training_args.memory_steps or training_args.memory_plot_steps):
+    if memory_layers(trainer.model.config.layer_types) and (
+        training_args.memory_steps or training_args.memory_plot_steps
+    ):
         blocks = TextStreams.blocks(texts["validation"], block_size, start)
         some = trainer.data_collator([blocks[index] for index in range(min(ROWS_IN_MEMORY_LOG, len(blocks)))])
         steps = training_args.memory_steps, training_args.memory_plot_steps

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_engram import EnnConfig
-from hf_engram.configuration_enn import MEMORY_LAYER_TYPES
+from hf_engram.configuration_enn import memory_layers
 from hf_engram.layers_enn import EnnCell
 from hf_engram.mixer_enn import EngramMixer
 
@@ -60,11 +59,6 @@ class RecordMemory(TrainerCallback):
             draw([x[0] for x in recalls], [x[0] for x in traces], folder / f"step-{state.global_step:06}.png")
 
 
-def memory_layers(config: EnnConfig) -> list[int]:
-    """Indices of the layers that have a memory; attention and the layers of baselines have none."""
-    return [index for index, layer_type in enumerate(config.layer_types) if layer_type in MEMORY_LAYER_TYPES]
-
-
 @torch.no_grad()
 def read(
     model: PreTrainedModel, inputs: dict[str, Tensor]
@@ -106,7 +100,9 @@ def memory_numbers(
         Those of a mixer are means over its heads, each with slots and a trace of its own.
     """
     numbers = {}
-    for index, recall, before, after in zip(memory_layers(model.config), recalls, traces_before, traces, strict=True):
+    for index, recall, before, after in zip(
+        memory_layers(model.config.layer_types), recalls, traces_before, traces, strict=True
+    ):
         layer = model.base_model.layers[index]
         entropy = torch.special.entr(recall).sum(-1).mean()
         if model.config.layer_types[index] == "engram":

@@ -10,10 +10,10 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, PreTrainedModel, TrainerCallback, TrainingArguments
 
 from hf_engram import EnnConfig
+from hf_engram.configuration_enn import memory_layers
 from hf_engram.hub import DataSource, TrainingRun, save_for_hub, write_card
 
 from .callbacks import ClipEachParameter, SaveOnInterrupt, Stopwatch
-from .memory_log import memory_layers
 from .trainer import RecipeTrainer
 
 
@@ -129,7 +129,7 @@ def save(trainer: RecipeTrainer, description: TrainingRun, example: Mapping[str,
     if not is_enn(model):
         trainer.save_model()
     elif trainer.is_world_process_zero():
-        drawn = example if memory_layers(model.config) else None
+        drawn = example if memory_layers(model.config.layer_types) else None
         save_for_hub(model, trainer.args.output_dir, trainer.processing_class, description, drawn)
 
 

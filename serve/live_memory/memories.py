@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
 from hf_engram.cache_enn import StateLayer
-from hf_engram.configuration_enn import MEMORY_LAYER_TYPES
+from hf_engram.configuration_enn import MEMORY_LAYER_TYPES, memory_layers
 from hf_engram.modeling_enn import EnnModelOutput
 from hf_engram.ops_mixer_enn import MixerReads, write_weights
 
@@ -61,11 +61,11 @@ def watched_memories(model: PreTrainedModel) -> list[WatchedMemory]:
 
 def _memory_layers(model: PreTrainedModel) -> dict[int, tuple[str, Any]]:
     """Type and module of every layer with a memory. By name: Hub code brings copies of the classes."""
-    found: dict[int, tuple[str, Any]] = {}
-    for index, (layer_type, layer) in enumerate(zip(model.config.layer_types, model.base_model.layers, strict=True)):
-        if layer_type in MEMORY_LAYER_TYPES:
-            found[index] = layer_type, layer.cell if layer_type == "engram" else layer.mixer
-    return found
+    layer_types, layers = model.config.layer_types, model.base_model.layers
+    return {
+        index: (layer_types[index], layers[index].cell if layer_types[index] == "engram" else layers[index].mixer)
+        for index in memory_layers(layer_types)
+    }
 
 
 def replayable(model: PreTrainedModel, output: EnnModelOutput, settings: Settings) -> np.ndarray:

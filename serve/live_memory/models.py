@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from hf_engram.configuration_enn import ATTENTION_LAYER_TYPES, MEMORY_LAYER_TYPES
+from hf_engram.configuration_enn import ATTENTION_LAYER_TYPES, memory_layers
 
 
 class ModelChoice(NamedTuple):
@@ -84,7 +84,7 @@ def load_model(choice: ModelChoice) -> LoadedModel:
         config = AutoConfig.from_pretrained(choice.name, **options)
         if config.model_type != "enn":
             raise ValueError(f"it is a {config.model_type!r} model, and this page shows the memory of 'enn' models.")
-        if not set(config.layer_types) & set(MEMORY_LAYER_TYPES):
+        if not memory_layers(config.layer_types):
             raise ValueError("all of its layers are attention: it has no memory that this page could show.")
         architecture = (config.architectures or ["none"])[0]
         if architecture == "EnnForCausalLM":
