@@ -16,6 +16,7 @@ from .scan_mixer_enn import mixer_memory_scan
 # The heads of a layer forget over times that are spread evenly, on a log scale, between these, before training.
 SHORTEST_TIMESCALE, LONGEST_TIMESCALE = 4, 4096
 INITIAL_TEMPERATURE = 0.1  # of cosines: a write is addressed to a few slots, not to all alike
+INITIAL_TRACE_SCALE = 8.0  # of a write beside a slot's bank entry, which weighs 1
 
 
 class EngramMixer(nn.Module):

@@ -25,7 +25,7 @@ from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
 from .layers_enn import EnnCell, Pooling, StatefulLayer, initial_gate_bias, make_layer
 from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_layer, write_steps
-from .mixer_enn import INITIAL_TEMPERATURE, EngramMixer, initial_decay_bias
+from .mixer_enn import INITIAL_TEMPERATURE, INITIAL_TRACE_SCALE, EngramMixer, initial_decay_bias
 from .ops_enn import StepMasks
 from .ops_mixer_enn import MixerReads
 from .safetensors_enn import SafetensorsOnly
@@ -101,7 +101,9 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
             init.uniform_(module.conv_weight, -bound, bound)
             init.normal_(module.bank_keys)
             init.normal_(module.bank_values, std=self.config.initializer_range)
-            init.zeros_(module.log_trace_scale)
+            # A token first recalls what tokens like it wrote: mixers bind keys to values sooner from there.
+            init.copy_(module.q_proj.weight, module.k_proj.weight)
+            init.constant_(module.log_trace_scale, math.log(INITIAL_TRACE_SCALE))
             for temperature in (module.log_write_temperature, module.log_read_temperature):
                 init.constant_(temperature, math.log(INITIAL_TEMPERATURE))
             heads = module.num_heads

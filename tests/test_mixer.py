@@ -218,6 +218,13 @@ def test_time_scales_are_spread_from_a_few_tokens_to_thousands():
     torch.testing.assert_close(1 / rates, torch.tensor([4.0, 40.32, 406.37, 4096.0]), rtol=1e-3, atol=0)
 
 
+def test_a_new_mixer_asks_for_what_tokens_like_the_one_at_hand_wrote():
+    model = EnnModel(model_config(heads=2))
+    reads = model(tokens(2, 12), output_reads=True).reads[0]
+    same(reads.queries, reads.keys)
+    assert model.layers[0].mixer.bank(torch.float32).trace_scale.tolist() == pytest.approx([8, 8])
+
+
 def model_config(heads):
     return tiny_model(layer_types=["engram_mixer"], num_attention_heads=heads).config
 

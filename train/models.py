@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from hf_engram import EnnForCausalLM, EnnForImageClassification
 from hf_engram.configuration_enn import FIELDS_OF_LAYER_TYPES
 
+from .ablations import ABLATIONS, ablate
 from .baselines import BASELINES, BaselineForCausalLM, BaselineForImageClassification
 
 # Types of the layers, repeated until there are as many as the model has.
@@ -118,6 +119,14 @@ class ModelArguments:
     intermediate_size: int | None = field(
         default=None, metadata={"help": "Mixer, attention: width of the feed-forward layer. None: 8/3 of hidden_size."}
     )
+    ablation: str | None = field(
+        default=None,
+        metadata={
+            "help": "Mixer: take one part out, to measure what it is worth: "
+            + "; ".join(f"'{name}', {ablation.meaning}" for name, ablation in ABLATIONS.items())
+            + "."
+        },
+    )
     sliding_window: int = field(
         default=1024, metadata={"help": "Attention: tokens that it looks back on, and keeps as its state."}
     )
@@ -168,6 +177,7 @@ def make_model(model_args: ModelArguments, task: str, **fields: Any) -> PreTrain
     types = LAYER_TYPES.get(model_args.architecture)
     values = {**dataclasses.asdict(model_args), **fields}
     parameters, count_embeddings = values.pop("parameters"), values.pop("count_embeddings")
+    ablation = values.pop("ablation")
     values.pop("raw_token_ids", None)
     if types is None:
         values = {name: value for name, value in values.items() if name not in ENN_ONLY}
@@ -179,14 +189,15 @@ def make_model(model_args: ModelArguments, task: str, **fields: Any) -> PreTrain
     def make(**width: int) -> PreTrainedModel:
         return model_class(model_class.config_class(**{**values, **width}))
 
-    if parameters is None:
-        return make()
-
     def count(**widths: int) -> int:
         with torch.device("meta"):  # the model is not made
             return make(**widths).num_parameters(exclude_embeddings=not count_embeddings)
 
-    return make(**solve_widths(count, WIDTHS[model_args.architecture], parameters))
+    widths = {} if parameters is None else solve_widths(count, WIDTHS[model_args.architecture], parameters)
+    model = make(**widths)
+    if ablation is not None:
+        ablate(model, ablation)
+    return model
 
 
 def solve_widths(count: Callable[..., int], names: tuple[str, ...], parameters: int) -> dict[str, int]:

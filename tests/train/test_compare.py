@@ -7,7 +7,8 @@ import yaml
 from scipy.stats import ttest_ind
 
 from train import image_classification
-from train.compare import compare, pairwise_tests, parse
+from train.compare import best_learning_rate, compare, parse
+from train.comparison_report import pairwise_tests
 
 MODELS = {"enn": None, "gru": {"architecture": "gru"}, "lstm": {"architecture": "lstm"}}
 
@@ -55,7 +56,8 @@ def test_finished_runs_are_not_repeated_and_a_cut_one_goes_on(tmp_path, capsys, 
     values = compare(first)["models"]["gru"]["values"]
 
     # The run of seed 2 is cut short after its first epoch.
-    cut = parse([path, *SHORT]).command_line("gru", 2)
+    comparison = parse([path, *SHORT])
+    cut = comparison.command_line("gru", 2, comparison.folder("gru", 2))
     trainer, _ = image_classification.build_trainer(*image_classification.parse([*cut, "--max_steps", "9"]))
     trainer.train()
     done = []
@@ -74,6 +76,31 @@ def test_finished_runs_are_not_repeated_and_a_cut_one_goes_on(tmp_path, capsys, 
     assert "gru, seed 1\nHas finished." in printed
     assert "Going on from" in printed
     assert summary["models"]["gru"]["values"]["1"] == values["1"]
+
+
+def test_every_model_runs_at_the_learning_rate_that_was_best_for_it(tmp_path, capsys):
+    rates = [1e-5, 1e-2]
+    search = {"learning_rates": rates, "search_options": {"max_steps": 4}}
+    path = comparison_file(tmp_path, models={"enn": None, "gru": {"architecture": "gru"}}, metric="test_loss", **search)
+    models = compare(parse([path, *SHORT]))["models"]
+    printed = capsys.readouterr().out
+    for name, model in models.items():
+        folder = tmp_path / "results" / name
+        tried = [json.loads((folder / f"learning-rate-{rate:g}" / "all_results.json").read_text()) for rate in rates]
+        scores = [run["validation_loss"] for run in tried]
+        assert model["searched"] == {"1e-05": scores[0], "0.01": scores[1]}
+        assert model["learning_rate"] == rates[int(np.argmin(scores))]
+        assert f"| {name} | {scores[0]:.4f} | {scores[1]:.4f} | {model['learning_rate']:g} |" in printed
+        for seed in ("1", "2"):
+            history = json.loads((folder / f"seed-{seed}" / "trainer_state.json").read_text())["log_history"]
+            assert max(entry.get("learning_rate", 0) for entry in history) == pytest.approx(
+                model["learning_rate"], rel=0.2
+            )
+
+
+def test_a_run_that_diverged_is_never_the_best():
+    assert best_learning_rate("test_loss", {0.1: float("nan"), 0.01: 3.0, 0.001: 4.0}) == 0.01
+    assert best_learning_rate("test_accuracy", {0.1: float("nan"), 0.01: 0.3, 0.001: 0.4}) == 0.001
 
 
 def test_a_folder_with_other_options_is_refused(tmp_path):
@@ -95,6 +122,7 @@ def test_an_unknown_metric_is_refused(tmp_path):
         ({"recipe": "speech"}, [], "recipe is 'speech'; allowed: one of"),
         ({"metric": None}, [], "allowed: .*'metric'"),
         ({"colour": "red"}, [], "has the entries .*'colour'"),
+        ({"metric": "accuracy"}, [], "metric is 'accuracy'; allowed: a name that begins with 'test_'"),
         ({"seeds": []}, [], r"seeds is \[\]: give at least one of each"),
         ({}, ["--models", "mamba"], r"models has \['mamba'\]; allowed: \['enn', 'gru', 'lstm'\]"),
     ],

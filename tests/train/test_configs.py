@@ -47,7 +47,9 @@ def test_a_comparison_is_on_equal_terms(config):
     assert (recipe, path) == ("compare", str(config))
     comparison = read_comparison(path)
     recipe = {"language_model": language_model, "image_classification": image_classification}[comparison.recipe]
-    runs = {name: recipe.parse(comparison.command_line(name, 1)) for name in comparison.models}
+    runs = {
+        name: recipe.parse(comparison.command_line(name, 1, comparison.folder(name, 1))) for name in comparison.models
+    }
     counts = [
         make(arguments).num_parameters(exclude_embeddings=not arguments[0].count_embeddings)
         for arguments in runs.values()

@@ -1,0 +1,136 @@
+"""What a comparison found: numbers, tests across seeds, a table, and curves."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.stats import ttest_ind
+
+Results = dict[str, dict[int, dict[str, Any]]]  # for every model and seed, what the run's all_results.json holds
+
+
+def pairwise_tests(values: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Welch's t-test for every pair of models, the seeds being the replicates.
+
+    Args:
+        values: for every model, its metric with every seed.
+
+    Returns:
+        for every pair `models`, `difference` of the means (first minus second), `p` and `p_holm`, the smallest level at
+        which Holm's step-down procedure over all pairs rejects; NaN with fewer than two seeds.
+    """
+    tests: list[dict[str, Any]] = []
+    for first, second in itertools.combinations(values, 2):
+        a, b = values[first], values[second]
+        p = ttest_ind(a, b, equal_var=False).pvalue if min(len(a), len(b)) > 1 else np.nan
+        tests.append({"models": [first, second], "difference": float(np.mean(a) - np.mean(b)), "p": float(p)})
+    adjusted = 0.0
+    for rank, test in enumerate(sorted(tests, key=lambda test: test["p"])):
+        adjusted = max(adjusted, min(1.0, (len(tests) - rank) * test["p"]))
+        test["p_holm"] = adjusted if np.isfinite(test["p"]) else np.nan
+    return tests
+
+
+def summarize(
+    metric: str,
+    config: str,
+    results: Results,
+    searched: dict[str, dict[float, float]],
+    learning_rates: dict[str, float],
+) -> dict[str, Any]:
+    """The results as they are saved: for every model its values and their mean and deviation, and the tests.
+
+    Args:
+        metric: the number that is compared.
+        config: of all runs.
+        results: of the runs.
+        searched: for every model that searched the grid and every learning rate, its score on the validation data.
+        learning_rates: the best of them.
+    """
+    values = {name: [run[metric] for run in runs.values()] for name, runs in results.items()}
+    models = {
+        name: {
+            "mean": float(np.mean(values[name])),
+            "std": float(np.std(values[name], ddof=1)) if len(runs) > 1 else np.nan,
+            "values": dict(zip(map(str, runs), values[name], strict=True)),
+            "parameters": next(iter(runs.values()))["parameters"],
+            "state_bytes": next(iter(runs.values()))["state_bytes"],
+            "seconds": float(np.mean([run["train_seconds"] for run in runs.values()])),
+        }
+        for name, runs in results.items()
+    }
+    for name, rate in learning_rates.items():
+        scores = {f"{tried:g}": score for tried, score in searched[name].items()}
+        models[name] |= {"learning_rate": rate, "searched": scores}
+    return {"metric": metric, "config": config, "models": models, "tests": pairwise_tests(values)}
+
+
+def table(summary: dict[str, Any]) -> str:
+    """The results as Markdown."""
+    metric = summary["metric"].replace("_", " ")
+    lines = [
+        f"| model | parameters | state, bytes | {metric}, mean ± std | by seed | seconds of a run |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, model in summary["models"].items():
+        by_seed = ", ".join(f"{seed}: {number(value)}" for seed, value in model["values"].items())
+        lines.append(
+            f"| {name} | {model['parameters']:,} | {model['state_bytes']:,} | {number(model['mean'])} ± "
+            f"{number(model['std'])} | {by_seed} | {model['seconds']:,.0f} |"
+        )
+    lines += ["", "| pair | difference of means | p (Welch) | p (Holm) |", "| --- | --- | --- | --- |"]
+    for test in summary["tests"]:
+        pair = " - ".join(test["models"])
+        lines.append(f"| {pair} | {test['difference']:+.4g} | {test['p']:.3g} | {test['p_holm']:.3g} |")
+    searched = {name: model for name, model in summary["models"].items() if "searched" in model}
+    if searched:
+        rates = list(next(iter(searched.values()))["searched"])
+        validation = metric.replace("test", "validation", 1)
+        lines += [
+            "",
+            f"| {validation} of a search run | {' | '.join(rates)} | chosen |",
+            "| --- |" + " --- |" * (len(rates) + 1),
+        ]
+        for name, model in searched.items():
+            scores = " | ".join(number(score) for score in model["searched"].values())
+            lines.append(f"| {name} | {scores} | {model['learning_rate']:g} |")
+    return "\n".join(lines)
+
+
+def number(value: float) -> str:
+    """Shares to four places, perplexities to one."""
+    return f"{value:.4f}" if abs(value) < 10 or np.isnan(value) else f"{value:.1f}"
+
+
+def draw(metric: str, runs: dict[str, list[Path]], path: Path) -> None:
+    """Save the curves of the metric on the validation data, one line per model and a thin one per seed.
+
+    Args:
+        metric: the number that is compared.
+        runs: for every model, the folders of its runs.
+        path: of the picture.
+    """
+    from matplotlib.figure import Figure
+
+    name = "eval_" + metric.removeprefix("test_")
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axis = figure.subplots()
+    for index, (model, folders) in enumerate(runs.items()):
+        curves = [curve(folder, name) for folder in folders]
+        for points in curves:
+            axis.plot(*zip(*points.items(), strict=True), color=f"C{index}", alpha=0.35, linewidth=0.8)
+        # A run that was interrupted has evaluations that the others lack.
+        shared = [epoch for epoch in curves[0] if all(epoch in points for points in curves)]
+        means = [np.mean([points[epoch] for points in curves]) for epoch in shared]
+        axis.plot(shared, means, color=f"C{index}", label=model)
+    axis.set(xlabel="epoch", ylabel=name.replace("_", " "))
+    axis.legend()
+    figure.savefig(path, dpi=120)
+
+
+def curve(folder: Path, name: str) -> dict[float, float]:
+    """For every epoch at which a run logged a metric, its value."""
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return {entry["epoch"]: entry[name] for entry in history if name in entry}
