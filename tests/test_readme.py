@@ -137,6 +137,8 @@ COMMANDS = {
     "python -m train.compare train/configs/compare/mnist_permuted.yaml": options_are_known,
     "python -m train.compare train/configs/compare/cifar10_rows.yaml": options_are_known,
     "python -m train.compare train/configs/compare/wikitext2.yaml": options_are_known,
+    "python -m train.compare train/configs/compare/wikitext103.yaml": options_are_known,
+    "python -m train.compare train/configs/compare/ablations.yaml": options_are_known,
     'pip install ".[search]"': extras_exist,
     "python -m train.search image_classification train/configs/mnist_rows.yaml --trials 20": searches_the_debug_images,
     "python -m benchmarks.exactness": runs,
