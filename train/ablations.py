@@ -6,7 +6,6 @@ A part is taken out by fixing the parameters that make it what it is. The engram
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch.nn import Parameter
@@ -15,14 +14,7 @@ from transformers import PreTrainedModel
 from hf_engram.mixer_enn import EngramMixer
 
 ALL_ALIKE = 1e6  # a temperature
-ONE_TIMESCALE = 128  # tokens; the geometric mean of those at which the heads begin
-
-
-class Ablation(NamedTuple):
-    """One part taken out."""
-
-    meaning: str
-    apply: Callable[[EngramMixer], None]
+ONE_TIMESCALE = 128  # tokens; the geometric mean of those at which heads begin
 
 
 def fix(parameter: Parameter, value: float) -> None:
@@ -31,12 +23,12 @@ def fix(parameter: Parameter, value: float) -> None:
     parameter.requires_grad_(False)
 
 
-def without_trace(mixer: EngramMixer) -> None:
+def no_trace(mixer: EngramMixer) -> None:
     """A write weighs nothing."""
     fix(mixer.log_trace_scale, -math.inf)
 
 
-def without_bank(mixer: EngramMixer) -> None:
+def no_bank(mixer: EngramMixer) -> None:
     """The slots begin empty; their keys still address the writes."""
     fix(mixer.bank_values, 0)
 
@@ -48,7 +40,7 @@ def uniform_recall(mixer: EngramMixer) -> None:
 
 
 def one_timescale(mixer: EngramMixer) -> None:
-    """All heads begin at the same time scale."""
+    """All heads begin by forgetting over 128 tokens."""
     mixer.plasticity.bias[mixer.num_heads :] = math.log(math.expm1(1 / ONE_TIMESCALE))
 
 
@@ -63,18 +55,18 @@ def free_queries(mixer: EngramMixer) -> None:
 
 
 def faint_writes(mixer: EngramMixer) -> None:
-    """A write begins with the weight of a bank entry."""
+    """A write begins with the weight of the bank's entry."""
     mixer.log_trace_scale.zero_()
 
 
-ABLATIONS = {
-    "no_trace": Ablation("nothing written is recalled", without_trace),
-    "no_bank": Ablation("nothing learned is recalled", without_bank),
-    "uniform_recall": Ablation("all slots alike", uniform_recall),
-    "one_timescale": Ablation(f"all heads begin by forgetting over {ONE_TIMESCALE} tokens", one_timescale),
-    "constant_plasticity": Ablation("writing and forgetting do not depend on the input", constant_plasticity),
-    "free_queries": Ablation("queries do not begin as keys", free_queries),
-    "faint_writes": Ablation("a write begins with the weight of a bank entry", faint_writes),
+ABLATIONS: dict[str, Callable[[EngramMixer], None]] = {
+    "no_trace": no_trace,
+    "no_bank": no_bank,
+    "uniform_recall": uniform_recall,
+    "one_timescale": one_timescale,
+    "constant_plasticity": constant_plasticity,
+    "free_queries": free_queries,
+    "faint_writes": faint_writes,
 }
 
 
@@ -94,4 +86,4 @@ def ablate(model: PreTrainedModel, name: str) -> None:
     if not mixers:
         raise ValueError(f"ablation is {name!r}; allowed: None, since the model has no engram_mixer layer.")
     for mixer in mixers:
-        ABLATIONS[name].apply(mixer)
+        ABLATIONS[name](mixer)

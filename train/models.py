@@ -123,8 +123,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Mixer: take one part out, to measure what it is worth: "
-            + "; ".join(f"'{name}', {ablation.meaning}" for name, ablation in ABLATIONS.items())
-            + "."
+            + " ".join(f"'{name}': {take_out.__doc__}" for name, take_out in ABLATIONS.items())
         },
     )
     sliding_window: int = field(
