@@ -22,7 +22,7 @@ from train.models import ARCHITECTURES, LanguageModelArguments
 from train.streams import TextStreams, collate
 
 DEBUG = "train/configs/debug.yaml"
-OWN_OPTIONS = {"architecture", "parameters", "count_embeddings", "raw_token_ids"}
+OWN_OPTIONS = {"architecture", "parameters", "ablation", "count_embeddings", "raw_token_ids"}
 
 
 def whole_text(text, rows=1):
