@@ -1,5 +1,6 @@
 """Episodes of images: classes that were never trained on, learnt from a few examples within a sequence."""
 
+import math
 from functools import partial
 
 import torch
@@ -32,7 +33,7 @@ def few_shot_task(dataset_name: str) -> Task:
     by_class = {}
     for split in ("train", "test"):
         batch = collate(splits[split].to_list(), processor)
-        pixels = 2 * batch["pixel_values"].flatten(1) - 1
+        pixels = batch["pixel_values"].flatten(1)
         by_class[split] = [pixels[batch["labels"] == label] for label in range(len(names))]
         fewest = min(map(len, by_class[split]))
         if fewest < SHOTS[-1] + QUERIES:
@@ -40,7 +41,10 @@ def few_shot_task(dataset_name: str) -> Task:
                 f"dataset_name is {dataset_name!r}: a class has {fewest} images in the split {split!r}; allowed: at "
                 f"least {SHOTS[-1] + QUERIES}."
             )
-    train, test = by_class["train"], by_class["test"]
+    # Around 0: what all images have in common would otherwise make up most of any comparison of two.
+    known = torch.cat(by_class["train"][:-WAYS])
+    mean, std = known.mean(), known.std()
+    train, test = ([(images - mean) / std for images in by_class[split]] for split in ("train", "test"))
     exams = {"shots, novel classes": test[-WAYS:], "shots, new images of classes in training": test[:-WAYS]}
     return Task(
         f"Few-shot images: {WAYS} classes an episode; {', '.join(names[-WAYS:])} never trained on",
@@ -58,11 +62,12 @@ def episode(rows: int, generator: Generator, images: list[Tensor], shots: int) -
     """Labelled images of `WAYS` classes in random order, then `QUERIES` other images of each, in random order, too.
 
     Which label a class has is drawn for every row, so that nothing but the row itself can tell. A step reads an image
-    beside its label, of length `WAYS` with a 1 in its place; a question has zeros there.
+    beside its label: `WAYS` numbers, 0 but in its place, where the number is as large as an image is long on average. A
+    question has zeros there.
 
     Args:
         rows: episodes B, of WAYS * (shots + QUERIES) steps.
-        images: for every class that may come up, its images `[count, pixels]`, values from -1 to 1.
+        images: for every class that may come up, its images `[count, pixels]`, of mean 0 and standard deviation 1.
         shots: labelled images of every class.
     """
     classes = torch.rand(rows, len(images), generator=generator).argsort(1)[:, :WAYS]
@@ -72,7 +77,7 @@ def episode(rows: int, generator: Generator, images: list[Tensor], shots: int) -
     labels = torch.arange(WAYS)[:, None].expand(rows, WAYS, shots + QUERIES)
     support, support_labels = _shuffled(drawn[:, :, :shots], labels[:, :, :shots], generator)
     queries, answers = _shuffled(drawn[:, :, shots:], labels[:, :, shots:], generator)
-    shown = torch.nn.functional.one_hot(support_labels, WAYS).to(support.dtype)
+    shown = math.sqrt(support.shape[-1]) * torch.nn.functional.one_hot(support_labels, WAYS).to(support.dtype)
     hidden = queries.new_zeros(*answers.shape, WAYS)
     return Questions(
         torch.cat([torch.cat([support, shown], 2), torch.cat([queries, hidden], 2)], 1),

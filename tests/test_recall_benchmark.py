@@ -1,4 +1,5 @@
 import json
+import math
 
 import datasets
 import numpy as np
@@ -97,7 +98,8 @@ def test_an_episode_asks_for_other_images_of_the_classes_it_shows():
     assert inputs.shape == (60, WAYS * (3 + QUERIES), 2 + WAYS)
     assert labels.shape == inputs.shape[:2]
     pixels, shown = inputs[..., :2], inputs[..., 2:]
-    assert (shown[:, :first].sum(-1) == 1).all()
+    assert ((shown[:, :first] > 0).sum(-1) == 1).all()
+    torch.testing.assert_close(shown[:, :first].sum(-1), torch.full((60, first), math.sqrt(2)))  # of two pixels
     assert (shown[:, first:] == 0).all()
     assert (labels[:, :first] == IGNORED).all()
     meanings = set()
@@ -113,8 +115,10 @@ def test_an_episode_asks_for_other_images_of_the_classes_it_shows():
 def test_the_held_out_classes_are_never_trained_on(tmp_path):
     task = few_shot_task(dark_to_light(tmp_path, classes=7))
 
+    mean, std = 60.0, 40 * torch.tensor([0.0, 1, 2, 3]).repeat(10 * 36).std()  # of levels 0 to 3, as bytes
+
     def levels(draw):
-        return set(draw(20, seeded()).inputs[..., 0].mul(255 / 2).add(255 / 2).round().div(40).int().unique().tolist())
+        return set(draw(20, seeded()).inputs[..., 0].mul(std).add(mean).div(40).round().int().unique().tolist())
 
     assert set.union(*map(levels, task.training)) == {0, 1, 2, 3}
     novel, known = task.exams.values()

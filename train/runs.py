@@ -13,6 +13,7 @@ from hf_engram import EnnConfig
 from hf_engram.configuration_enn import memory_layers
 from hf_engram.hub import DataSource, TrainingRun, save_for_hub, write_card
 
+from .allocator import keep_freed_memory
 from .callbacks import ClipEachParameter, SaveOnInterrupt, Stopwatch
 from .trainer import RecipeTrainer
 
@@ -79,6 +80,7 @@ def train(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, Any]:
     Returns:
         the Trainer's metrics and `parameters`, `train_seconds` (over all resumptions, evaluations included).
     """
+    keep_freed_memory()
     interrupt = SaveOnInterrupt()
     trainer.add_callback(interrupt)
     metrics = trainer.train(checkpoint).metrics
