@@ -13,6 +13,7 @@ all_results.json with the perplexities of the validation and test text, per toke
     python -m hf_engram.hub push runs/wikitext2 user/name
 """
 
+import dataclasses
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -118,6 +119,9 @@ def build_trainer(
         texts = {split: tokenize(rows, tokenizer) for split, rows in whole.items()}
 
     block_size, start = data_args.block_size, tokenizer.bos_token_id
+    if model_args.sliding_window is None:
+        # Beyond the length of its training, attention meets distances it has not learned.
+        model_args = dataclasses.replace(model_args, sliding_window=block_size)
     carries_state = data_args.mode == "streams"
     if data_args.streaming:
         seed = training_args.data_seed or training_args.seed

@@ -141,6 +141,10 @@ class LanguageModelArguments(ModelArguments):
 
     num_hidden_layers: int = field(default=2, metadata={"help": "Stacked layers."})
     residual: bool = field(default=True, metadata={"help": "Wrap each layer in a pre-norm residual block."})
+    sliding_window: int | None = field(
+        default=None,
+        metadata={"help": "Attention: tokens that it looks back on, and keeps as its state. None: block_size."},
+    )
     tie_word_embeddings: bool = field(default=True, metadata={"help": "Use the token embeddings as output layer."})
     raw_token_ids: bool = field(
         default=False,

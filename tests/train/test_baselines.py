@@ -73,7 +73,7 @@ def test_generate_with_and_without_state(architecture):
 
 @pytest.mark.parametrize("architecture", ["lstm", "mixer", "hybrid", "transformer"])
 def test_a_saved_state_goes_on(architecture, tmp_path):
-    args = LanguageModelArguments(architecture=architecture, hidden_size=16, num_attention_heads=2)
+    args = LanguageModelArguments(architecture=architecture, hidden_size=16, num_attention_heads=2, sliding_window=64)
     model = make_model(args, "language", vocab_size=40).eval()
     text = tokens(2, 10)
     past = model(text[:, :6], use_cache=True).past_key_values
@@ -112,7 +112,9 @@ def test_the_width_is_solved_for_a_number_of_parameters(architecture, parameters
     images = make_model(
         ImageModelArguments(architecture=architecture, hidden_size=48, parameters=parameters), "images", **IMAGES
     )
-    text_args = LanguageModelArguments(architecture=architecture, hidden_size=48, parameters=parameters)
+    text_args = LanguageModelArguments(
+        architecture=architecture, hidden_size=48, parameters=parameters, sliding_window=64
+    )
     text = make_model(text_args, "language", vocab_size=300)
     for model in (images, text):
         assert abs(model.num_parameters() - parameters) <= 0.02 * parameters

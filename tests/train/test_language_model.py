@@ -149,6 +149,13 @@ def test_losses_are_told_apart_by_how_much_of_the_document_was_read(tmp_path):
     assert mean == pytest.approx(metrics["test_loss"], rel=1e-6)
 
 
+def test_attention_looks_no_further_back_than_in_training(tmp_path):
+    options = "--architecture", "transformer", "--block_size", "24"
+    for window, expected in ((), 24), (("--sliding_window", "40"), 40):
+        trainer, _ = build_trainer(*debug_run(tmp_path, *options, *window))
+        assert trainer.model.config.sliding_window == expected
+
+
 def test_the_tokenizer_of_a_model_is_used_as_it_is(tmp_path):
     trainer, _ = build_trainer(*debug_run(tmp_path, "--tokenizer", "model_cards/enn-books"))
     books = AutoTokenizer.from_pretrained("model_cards/enn-books")
