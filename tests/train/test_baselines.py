@@ -89,7 +89,7 @@ def test_an_architecture_differs_from_the_enn_in_its_layers_alone(architecture, 
     fields = {"vocab_size": 40} if task == "language" else IMAGES
 
     def others(name):
-        model = make_model(args(architecture=name, residual=True, hidden_size=16), task, **fields)
+        model = make_model(args(architecture=name, residual=True, hidden_size=16, sliding_window=64), task, **fields)
         return {name: w.shape for name, w in model.named_parameters() if ".layers." not in name}, type(model)
 
     (ours, _), (enn, enn_class) = others(architecture), others("enn")
