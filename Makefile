@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
+WORKERS ?= 2
 
 .PHONY: help demo test test-fast lint exactness bench clean
 
@@ -13,8 +14,8 @@ help: ## list the targets
 demo: $(VENV)/demo.stamp ## open the live-memory app (ARGS="--port 8000" for another port)
 	$(BIN)/python -m serve.app $(ARGS)
 
-test: $(VENV)/dev.stamp ## run all tests (ARGS="-k generation" for some)
-	$(BIN)/python -m pytest $(ARGS)
+test: $(VENV)/dev.stamp ## run all tests, two files at a time (ARGS="-k generation" for some)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 test-fast: $(VENV)/dev.stamp ## run the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)

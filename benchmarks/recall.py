@@ -15,7 +15,7 @@ frozen     from the first question on, the trace neither decays nor is written
 
 Nothing but the trace and the hidden state changes within a sequence: what is learnt there is learnt without gradient.
 
-    python -m benchmarks.recall --tasks mqar copying --models mixer enn gru --steps 1000
+    python -m benchmarks.recall --tasks mqar copying --models mixer enn gru --steps 8000
     python -m benchmarks.recall --tasks few_shot --seeds 1 2 3
     python -m benchmarks.recall --tasks few_shot --dataset_name path/to/a/folder
 
@@ -54,7 +54,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--seeds", nargs="+", type=int, default=[1], help="of weights and training sequences (default: 1)"
     )
-    parser.add_argument("--steps", type=int, default=1000, help="most training steps of a run (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="most training steps of a run (default: %(default)s)")
     parser.add_argument("--parameters", type=int, default=60_000, help="of every model (default: %(default)s)")
     parser.add_argument("--learning_rate", type=float, default=4e-3, help="the highest (default: %(default)s)")
     parser.add_argument(

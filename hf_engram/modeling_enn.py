@@ -97,6 +97,11 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
                 init.xavier_uniform_(module.gate.weight)
                 init.copy_(module.gate.bias, initial_gate_bias(self.config.longest_timescale, len(module.gate.bias)))
         elif isinstance(module, EngramMixer):
+            # Projections keep the size of what they read. What the last one adds to the embeddings is small beside
+            # them: a network that begins as its embeddings learns sooner (docs/log.md, 2026-11-25).
+            for linear in (module.q_proj, module.k_proj, module.v_proj, module.gate_proj):
+                init.normal_(linear.weight, std=linear.in_features**-0.5)
+            init.normal_(module.o_proj.weight, std=self.config.initializer_range * module.o_proj.in_features**-0.5)
             bound = len(module.conv_weight) ** -0.5
             init.uniform_(module.conv_weight, -bound, bound)
             init.normal_(module.bank_keys)

@@ -229,6 +229,14 @@ def model_config(heads):
     return tiny_model(layer_types=["engram_mixer"], num_attention_heads=heads).config
 
 
+@pytest.mark.parametrize("hidden_size", [16, 256])
+def test_what_a_new_mixer_adds_to_the_embeddings_is_small(hidden_size):
+    model = tiny_model(EnnModel, hidden_size=hidden_size, **ARCHITECTURES["mixer"])
+    embeddings, block = model.embed_tokens(tokens(2, 20)), model.layers[0]
+    added = block.mixer(block.input_norm(embeddings))[0]
+    assert 0.05 < added.std() / embeddings.std() < 0.7
+
+
 def test_an_attention_layer_sees_its_window_and_no_more():
     model = tiny_model(layer_types=["sliding_attention"], num_attention_heads=2, sliding_window=4)
     text = tokens(1, 12)

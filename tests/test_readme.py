@@ -145,7 +145,7 @@ COMMANDS = {
     "make bench": make_measures,
     "python -m benchmarks.speed --sections training --works a b": measures_briefly,
     "python -m benchmarks.recall --help": runs,
-    "python -m benchmarks.recall --tasks mqar --models mixer transformer --steps 300": asks_briefly,
+    "python -m benchmarks.recall --tasks mqar --models mixer transformer lstm": asks_briefly,
     "python -m serve.app --help": runs,
     "python -m serve.push you/engram-memory": lists_what_it_would_send,
     "python -m benchmarks.app": watches_briefly,
