@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .configuration_enn import EnnConfig
 from .ops_enn import NO_MASKS, StepMasks, state_dtype
+from .projections_enn import Projection, ResidualProjection
 
 ROTARY_BASE = 10_000.0
 HIDDEN = -1  # position of a token that cannot be seen
@@ -33,10 +34,10 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.num_heads, self.head_dim, self.sliding_window = config.num_attention_heads, config.head_dim, sliding_window
         width = self.num_heads * self.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, width, bias=False)
-        self.o_proj = nn.Linear(width, config.hidden_size, bias=False)
+        self.q_proj = Projection(config.hidden_size, width)
+        self.k_proj = Projection(config.hidden_size, width)
+        self.v_proj = Projection(config.hidden_size, width)
+        self.o_proj = ResidualProjection(width, config.hidden_size)
 
     def initial_state(self, x: Tensor) -> AttentionState:
         """Empty state before the first step of `x` `[B, T, H]`."""

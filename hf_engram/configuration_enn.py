@@ -97,7 +97,8 @@ class EnnConfig(PreTrainedConfig):
             Dropout before a classification or regression head.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the embeddings and of the heads. The cell's own weights follow the paper's
-            initialisers (He normal, Glorot uniform for the bank); a mixer begins with outputs of about this size.
+            initialisers (He normal, Glorot uniform for the bank). What mixers, attention and feed-forward layers add
+            to the residual stream begins with about this size.
 
         > Parameters of the memory
 

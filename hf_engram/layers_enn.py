@@ -16,6 +16,7 @@ from .configuration_enn import EnnConfig
 from .dispatch_enn import selected_scan
 from .mixer_enn import EngramMixer
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, state_dtype
+from .projections_enn import Projection, ResidualProjection
 from .scan_enn import enn_scan
 from .wrapped_enn import weight_and_bias
 
@@ -242,9 +243,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: EnnConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.gate_proj = Projection(config.hidden_size, config.intermediate_size)
+        self.up_proj = Projection(config.hidden_size, config.intermediate_size)
+        self.down_proj = ResidualProjection(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[B, T, H]` to `[B, T, H]`."""

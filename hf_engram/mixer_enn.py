@@ -11,6 +11,7 @@ from .configuration_enn import EnnConfig
 from .dispatch_enn import selected_scan
 from .ops_enn import NO_MASKS, StepMasks, l2_normalize, state_dtype
 from .ops_mixer_enn import MixerBank, MixerReads, MixerState, convolve, convolve_loop
+from .projections_enn import Projection, ResidualProjection
 from .scan_mixer_enn import mixer_memory_scan
 
 # The heads of a layer forget over times that are spread evenly, on a log scale, between these, before training.
@@ -30,10 +31,10 @@ class EngramMixer(nn.Module):
         hidden_size, self.num_heads, self.head_dim = config.hidden_size, config.num_attention_heads, config.head_dim
         width = self.num_heads * self.head_dim
         self.conv_weight = nn.Parameter(torch.empty(config.conv_kernel, hidden_size))
-        self.q_proj = nn.Linear(hidden_size, width, bias=False)
-        self.k_proj = nn.Linear(hidden_size, width, bias=False)
-        self.v_proj = nn.Linear(hidden_size, width, bias=False)
-        self.gate_proj = nn.Linear(hidden_size, width, bias=False)
+        self.q_proj = Projection(hidden_size, width)
+        self.k_proj = Projection(hidden_size, width)
+        self.v_proj = Projection(hidden_size, width)
+        self.gate_proj = Projection(hidden_size, width)
         self.plasticity = nn.Linear(hidden_size, 2 * self.num_heads)  # strength of the write, decay of the trace
         self.bank_keys = nn.Parameter(torch.empty(self.num_heads, config.memory_size, self.head_dim))
         self.bank_values = nn.Parameter(torch.empty(self.num_heads, config.memory_size, self.head_dim))
@@ -41,7 +42,7 @@ class EngramMixer(nn.Module):
         self.log_write_temperature = nn.Parameter(torch.empty(self.num_heads))
         self.log_read_temperature = nn.Parameter(torch.empty(self.num_heads))
         self.output_norm = nn.RMSNorm(self.head_dim, eps=config.layer_norm_eps)
-        self.o_proj = nn.Linear(width, hidden_size, bias=False)
+        self.o_proj = ResidualProjection(width, hidden_size)
 
     def bank(self, dtype: torch.dtype) -> MixerBank:
         """The learned memory as `ops_mixer_enn` takes it."""

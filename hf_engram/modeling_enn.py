@@ -28,6 +28,7 @@ from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_lay
 from .mixer_enn import INITIAL_TEMPERATURE, INITIAL_TRACE_SCALE, EngramMixer, initial_decay_bias
 from .ops_enn import StepMasks
 from .ops_mixer_enn import MixerReads
+from .projections_enn import Projection, ResidualProjection
 from .safetensors_enn import SafetensorsOnly
 
 
@@ -89,7 +90,11 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, EnnCell):
+        if isinstance(module, Projection):
+            init.normal_(module.weight, std=module.in_features**-0.5)
+        elif isinstance(module, ResidualProjection):
+            init.normal_(module.weight, std=self.config.initializer_range * module.in_features**-0.5)
+        elif isinstance(module, EnnCell):
             for linear in (module.encoder, module.integrator, module.output):
                 init.kaiming_normal_(linear.weight, nonlinearity="relu")
             init.xavier_uniform_(module.memory_bank)
@@ -97,11 +102,6 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
                 init.xavier_uniform_(module.gate.weight)
                 init.copy_(module.gate.bias, initial_gate_bias(self.config.longest_timescale, len(module.gate.bias)))
         elif isinstance(module, EngramMixer):
-            # Projections keep the size of what they read. What the last one adds to the embeddings is small beside
-            # them: a network that begins as its embeddings learns sooner (docs/log.md, 2026-11-25).
-            for linear in (module.q_proj, module.k_proj, module.v_proj, module.gate_proj):
-                init.normal_(linear.weight, std=linear.in_features**-0.5)
-            init.normal_(module.o_proj.weight, std=self.config.initializer_range * module.o_proj.in_features**-0.5)
             bound = len(module.conv_weight) ** -0.5
             init.uniform_(module.conv_weight, -bound, bound)
             init.normal_(module.bank_keys)

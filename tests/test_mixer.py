@@ -229,12 +229,15 @@ def model_config(heads):
     return tiny_model(layer_types=["engram_mixer"], num_attention_heads=heads).config
 
 
+@pytest.mark.parametrize("layer_type", ["engram_mixer", "full_attention"])
 @pytest.mark.parametrize("hidden_size", [16, 256])
-def test_what_a_new_mixer_adds_to_the_embeddings_is_small(hidden_size):
-    model = tiny_model(EnnModel, hidden_size=hidden_size, **ARCHITECTURES["mixer"])
+def test_what_a_new_block_adds_to_the_embeddings_is_small(hidden_size, layer_type):
+    model = tiny_model(EnnModel, hidden_size=hidden_size, layer_types=[layer_type], num_attention_heads=2)
     embeddings, block = model.embed_tokens(tokens(2, 20)), model.layers[0]
-    added = block.mixer(block.input_norm(embeddings))[0]
-    assert 0.05 < added.std() / embeddings.std() < 0.7
+    mixed = block.mixer(block.input_norm(embeddings))[0]
+    fed_forward = block.feed_forward(block.feed_forward_norm(embeddings))
+    for added in (mixed, fed_forward):
+        assert 0.05 < added.std() / embeddings.std() < 0.8
 
 
 def test_an_attention_layer_sees_its_window_and_no_more():
