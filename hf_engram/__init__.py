@@ -13,9 +13,10 @@ from transformers import (
     AutoModelForSequenceClassification,
 )
 
-from .cache_enn import as_new_sequence, load_memory, save_memory
+from .cache_enn import as_new_sequence
 from .configuration_enn import EnnConfig
 from .image_processing_enn import EnnImageProcessor
+from .memory_files import load_memory, save_memory
 from .modeling_enn import EnnForCausalLM, EnnForImageClassification, EnnForSequenceClassification, EnnModel
 
 __version__ = "0.1.0"

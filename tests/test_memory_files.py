@@ -220,7 +220,7 @@ def test_failed_save_leaves_the_old_file_and_no_other(memory_file, monkeypatch):
         raise OSError("disk full")
 
     before = memory_file.read_bytes()
-    monkeypatch.setattr("hf_engram.cache_enn.save_file", fail)
+    monkeypatch.setattr("hf_engram.memory_files.save_file", fail)
     model = tiny_model(num_hidden_layers=2)
     with pytest.raises(OSError, match="disk full"):
         save_memory(model(tokens(2, 4)).past_key_values, memory_file, model.config)
