@@ -34,10 +34,10 @@ class CausalAttention(nn.Module):
         super().__init__()
         self.num_heads, self.head_dim, self.sliding_window = config.num_attention_heads, config.head_dim, sliding_window
         width = self.num_heads * self.head_dim
-        self.q_proj = Projection(config.hidden_size, width)
-        self.k_proj = Projection(config.hidden_size, width)
-        self.v_proj = Projection(config.hidden_size, width)
-        self.o_proj = ResidualProjection(width, config.hidden_size)
+        self.q_proj = Projection(config.hidden_size, width, bias=False)
+        self.k_proj = Projection(config.hidden_size, width, bias=False)
+        self.v_proj = Projection(config.hidden_size, width, bias=False)
+        self.o_proj = ResidualProjection(width, config.hidden_size, bias=False)
 
     def initial_state(self, x: Tensor) -> AttentionState:
         """Empty state before the first step of `x` `[B, T, H]`."""

@@ -243,9 +243,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: EnnConfig) -> None:
         super().__init__()
-        self.gate_proj = Projection(config.hidden_size, config.intermediate_size)
-        self.up_proj = Projection(config.hidden_size, config.intermediate_size)
-        self.down_proj = ResidualProjection(config.intermediate_size, config.hidden_size)
+        self.gate_proj = Projection(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = Projection(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = ResidualProjection(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """`[B, T, H]` to `[B, T, H]`."""

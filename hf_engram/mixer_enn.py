@@ -31,10 +31,10 @@ class EngramMixer(nn.Module):
         hidden_size, self.num_heads, self.head_dim = config.hidden_size, config.num_attention_heads, config.head_dim
         width = self.num_heads * self.head_dim
         self.conv_weight = nn.Parameter(torch.empty(config.conv_kernel, hidden_size))
-        self.q_proj = Projection(hidden_size, width)
-        self.k_proj = Projection(hidden_size, width)
-        self.v_proj = Projection(hidden_size, width)
-        self.gate_proj = Projection(hidden_size, width)
+        self.q_proj = Projection(hidden_size, width, bias=False)
+        self.k_proj = Projection(hidden_size, width, bias=False)
+        self.v_proj = Projection(hidden_size, width, bias=False)
+        self.gate_proj = Projection(hidden_size, width, bias=False)
         self.plasticity = nn.Linear(hidden_size, 2 * self.num_heads)  # strength of the write, decay of the trace
         self.bank_keys = nn.Parameter(torch.empty(self.num_heads, config.memory_size, self.head_dim))
         self.bank_values = nn.Parameter(torch.empty(self.num_heads, config.memory_size, self.head_dim))
@@ -42,7 +42,7 @@ class EngramMixer(nn.Module):
         self.log_write_temperature = nn.Parameter(torch.empty(self.num_heads))
         self.log_read_temperature = nn.Parameter(torch.empty(self.num_heads))
         self.output_norm = nn.RMSNorm(self.head_dim, eps=config.layer_norm_eps)
-        self.o_proj = ResidualProjection(width, hidden_size)
+        self.o_proj = ResidualProjection(width, hidden_size, bias=False)
 
     def bank(self, dtype: torch.dtype) -> MixerBank:
         """The learned memory as `ops_mixer_enn` takes it."""

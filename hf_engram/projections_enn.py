@@ -10,15 +10,9 @@ import torch.nn as nn
 class Projection(nn.Linear):
     """What a block reads by: begins with standard deviation 1 / sqrt(inputs), which keeps the size of its input."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)
-
 
 class ResidualProjection(nn.Linear):
     """What a block adds to the residual stream: begins small, with outputs of about `initializer_range`.
 
     A network that begins as its embeddings, which have that size, learns sooner (docs/log.md, 2026-11-25).
     """
-
-    def __init__(self, in_features: int, out_features: int) -> None:
-        super().__init__(in_features, out_features, bias=False)

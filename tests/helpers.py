@@ -5,6 +5,7 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pytest
 import torch
 
 from hf_engram import (
@@ -42,6 +43,9 @@ ARCHITECTURES = {
         "sliding_window": 5,
     },
 }
+architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+KINDS = ("stacked", "mixer", "hybrid")
+kinds = pytest.mark.parametrize("kind", [ARCHITECTURES[name] for name in KINDS], ids=KINDS)
 CELLS = {name: fields for name, fields in ARCHITECTURES.items() if "layer_types" not in fields}
 TINY_IMAGES = {"image_sequence": "row", "image_size": 8, "patch_size": 4, "num_channels": 3}
 IMAGE_SEQUENCES = {

@@ -1,14 +1,8 @@
 """What the memories of a recording recall, by the definition of a step: what attributions are held against."""
 
-import pytest
 import torch
-from helpers import ARCHITECTURES
 
 from hf_engram.ops_enn import memory_step
-
-architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-KINDS = ("stacked", "mixer", "hybrid")
-kinds = pytest.mark.parametrize("kind", [ARCHITECTURES[name] for name in KINDS], ids=KINDS)
 
 
 def memories(recording):

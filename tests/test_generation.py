@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, close, left_padded, same, state, tiny_model, tokens
+from helpers import architectures, close, left_padded, same, state, tiny_model, tokens
 from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from hf_engram import as_new_sequence
@@ -24,7 +24,6 @@ STATES = {
     "chunked_prefill": {"prefill_chunk_size": 3},
 }
 modes = pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 prompts = pytest.mark.parametrize("lengths", [[7], [5, 8, 3]], ids=["one_row", "three_rows"])
 
 

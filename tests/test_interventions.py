@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, TINY, close, same, state, tiny_model, tokens
+from helpers import TINY, architectures, close, same, state, tiny_model, tokens
 
 from hf_engram import EnnModel
 
-architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 SLOTS = TINY["memory_size"]
 
 

@@ -237,7 +237,7 @@ def test_what_a_new_block_adds_to_the_embeddings_is_small(hidden_size, layer_typ
     mixed = block.mixer(block.input_norm(embeddings))[0]
     fed_forward = block.feed_forward(block.feed_forward_norm(embeddings))
     for added in (mixed, fed_forward):
-        assert 0.05 < added.std() / embeddings.std() < 0.8
+        assert 0.05 < added.std() / embeddings.std() < 0.7
 
 
 def test_an_attention_layer_sees_its_window_and_no_more():

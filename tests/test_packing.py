@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, close, gradients, same, state, tiny_model, tokens
+from helpers import architectures, close, gradients, same, state, tiny_model, tokens
 from transformers import DataCollatorWithFlattening
 
 from hf_engram import EnnModel
 
 LENGTHS = {"short": (5, 1, 7), "long": (50, 64, 1, 30)}
-architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
 
 

@@ -5,14 +5,12 @@ import threading
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, close, left_padded, same, tiny_inputs, tiny_model, tokens
-from memories import kinds, memories, recalled_by_definition, sum_of_parts
+from helpers import ARCHITECTURES, BOOKS, close, kinds, left_padded, same, tiny_inputs, tiny_model, tokens
+from memories import memories, recalled_by_definition, sum_of_parts
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from hf_engram import EnnForImageClassification, EnnForSequenceClassification, EnnModel, as_new_sequence
 from hf_engram.traces import Recorder, record
-
-CHECKPOINT = "model_cards/enn-books"
 
 # Generation
 
@@ -132,9 +130,9 @@ def test_arguments_by_position_are_recorded_too():
 def test_tokens_are_named_by_the_tokenizer_or_by_their_ids():
     [recording] = record(tiny_model(), torch.tensor([[7, 9, 4]]))
     assert recording.tokens == ("7", "9", "4")
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(BOOKS)
     input_ids = tokenizer("It is a truth", return_tensors="pt")["input_ids"]
-    [recording] = record(AutoModelForCausalLM.from_pretrained(CHECKPOINT), input_ids, tokenizer=tokenizer)
+    [recording] = record(AutoModelForCausalLM.from_pretrained(BOOKS), input_ids, tokenizer=tokenizer)
     assert recording.tokens == ("It", " is", " a", " truth")
 
 

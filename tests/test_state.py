@@ -4,12 +4,11 @@ import copy
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, close, left_padded, same, state, tiny_model, tokens
+from helpers import ARCHITECTURES, architectures, close, left_padded, same, state, tiny_model, tokens
 from transformers import DynamicCache
 
 from hf_engram import EnnForCausalLM, EnnForSequenceClassification, EnnModel, as_new_sequence
 
-architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 batch_sizes = pytest.mark.parametrize("batch", [1, 3])
 
 

@@ -5,14 +5,12 @@ import re
 
 import pytest
 import torch
-from helpers import close, left_padded, same, tiny_model, tokens
-from memories import architectures, kinds, memories, mixer_slots, recalled_by_definition, sum_of_parts
+from helpers import BOOKS, architectures, close, kinds, left_padded, same, tiny_model, tokens
+from memories import memories, mixer_slots, recalled_by_definition, sum_of_parts
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from benchmarks.recording import main
 from hf_engram.traces import Recorder, record
-
-CHECKPOINT = "model_cards/enn-books"
 
 
 def recalled_without(layer, erased):
@@ -258,8 +256,8 @@ def test_generation_with_interventions_is_recorded_with_them(kind):
 
 
 def test_shipped_checkpoint_is_attributed_exactly():
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT)
+    tokenizer = AutoTokenizer.from_pretrained(BOOKS)
+    model = AutoModelForCausalLM.from_pretrained(BOOKS)
     inputs = tokenizer("It is a truth universally acknowledged", return_tensors="pt")
     with Recorder(model, tokenizer) as recorder:
         output = model.generate(**inputs, max_new_tokens=200, do_sample=True, return_dict_in_generate=True)

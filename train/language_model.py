@@ -80,6 +80,11 @@ def parse(argv: list[str] | None = None) -> Arguments:
     return parse_arguments("language_model", __doc__, ARGUMENT_GROUPS, argv)
 
 
+def with_window(args: LanguageModelArguments, block_size: int) -> LanguageModelArguments:
+    """The same with attention's window, unless one is given: beyond a block are distances it has never learned."""
+    return args if args.sliding_window is not None else dataclasses.replace(args, sliding_window=block_size)
+
+
 def make_language_model(args: LanguageModelArguments, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """A model for the tokens of `tokenizer`."""
     fields = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -119,9 +124,7 @@ def build_trainer(
         texts = {split: tokenize(rows, tokenizer) for split, rows in whole.items()}
 
     block_size, start = data_args.block_size, tokenizer.bos_token_id
-    if model_args.sliding_window is None:
-        # Beyond the length of its training, attention meets distances it has not learned.
-        model_args = dataclasses.replace(model_args, sliding_window=block_size)
+    model_args = with_window(model_args, block_size)
     carries_state = data_args.mode == "streams"
     if data_args.streaming:
         seed = training_args.data_seed or training_args.seed

@@ -27,9 +27,8 @@ def make(arguments):
     model_args, data_args, _ = arguments
     with torch.device("meta"):
         if isinstance(data_args, language_model.DataArguments):
-            fields = {"sliding_window": data_args.block_size}
-            if model_args.raw_token_ids:
-                fields["embedding_size"] = 1
+            model_args = language_model.with_window(model_args, data_args.block_size)
+            fields = {"embedding_size": 1} if model_args.raw_token_ids else {}
             return language_model.make_model(model_args, "language", vocab_size=data_args.vocab_size, **fields)
         return image_classification.make_image_model(model_args, data_args, ["a", "b"])
 
