@@ -167,20 +167,21 @@ def run_one(recipe: str, folder: Path, argv: list[str], metric: str) -> dict[str
         metric: what it has to report.
 
     Raises:
-        ValueError: the folder holds a run with other options, or the run does not report the metric.
+        ValueError: the folder holds a run with other options or another config, or the run does not report the metric.
     """
-    recorded = folder / OPTIONS_FILE
-    if recorded.exists() and json.loads(recorded.read_text()) != argv:
+    recorded, config = folder / OPTIONS_FILE, yaml.safe_load(Path(argv[0]).read_text(encoding="utf-8"))
+    asked = {"config": config, "options": argv[1:]}
+    if recorded.exists() and json.loads(recorded.read_text()) != asked:
         raise ValueError(
             f"{folder} holds a run with other options ({recorded}): choose another output_dir, or delete it. "
-            f"The options now: {' '.join(argv)}"
+            f"The options now: {asked}"
         )
     result = folder / "all_results.json"
     if result.exists():
         print("Has finished.", flush=True)
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        recorded.write_text(json.dumps(argv, indent=1))
+        recorded.write_text(json.dumps(asked, indent=1))
         resume = ["--resume_from_checkpoint", "true"] if whole_checkpoints(folder) else []
         module = importlib.import_module(f"{__package__}.{recipe}")
         module.run(*module.parse([*argv, *resume]), command=command_line(recipe, argv))

@@ -1,5 +1,6 @@
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,6 +109,19 @@ def test_a_folder_with_other_options_is_refused(tmp_path):
     compare(parse([path, *SHORT]))
     with pytest.raises(ValueError, match=r"holds a run with other options .*: choose another output_dir, or delete it"):
         compare(parse([path, *SHORT, "--learning_rate", "1e-4"]))
+
+
+def test_a_folder_made_with_another_config_is_refused(tmp_path):
+    config = tmp_path / "config.yaml"
+    entries = yaml.safe_load(Path("train/configs/debug_images.yaml").read_text())
+    config.write_text(yaml.safe_dump(entries))
+    path = comparison_file(tmp_path, config=str(config), models={"gru": {"architecture": "gru"}}, seeds=[1])
+    compare(parse([path, *SHORT]))
+    config.write_text("# A comment changes nothing.\n" + yaml.safe_dump(entries))
+    compare(parse([path, *SHORT]))
+    config.write_text(yaml.safe_dump({**entries, "learning_rate": 1e-4}))
+    with pytest.raises(ValueError, match=r"holds a run with other options"):
+        compare(parse([path, *SHORT]))
 
 
 def test_an_unknown_metric_is_refused(tmp_path):
