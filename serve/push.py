@@ -12,7 +12,7 @@ from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 ROOT = Path(__file__).parent.parent
-MODELS = (Path("model_cards/enn-books"), Path("model_cards/enn-mnist-rows"))
+MODELS = (Path("model_cards/enn-books-mixer"), Path("model_cards/enn-mnist-rows"))
 NOT_SENT = ("push.py",)
 MOST_BYTES = 10**9  # what a Space may hold for free
 

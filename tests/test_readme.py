@@ -121,6 +121,7 @@ COMMANDS = {
     "python -m train.language_model --help": runs,
     "python -m train.language_model train/configs/debug.yaml": trains_into,
     "python -m train.language_model train/configs/books.yaml": trains_briefly,
+    "python -m train.language_model train/configs/books_mixer.yaml": trains_briefly,
     "python -m train.image_classification --help": runs,
     "python -m train.image_classification train/configs/debug_images.yaml": trains_into,
     # Trained for a few steps on the real data sets by tests/train.
