@@ -24,6 +24,8 @@ from hf_engram import (
 from hf_engram.hub import DataSource, TrainingRun, save_for_hub, write_card
 
 BOOKS = Path("model_cards/enn-books")
+TEXT_CARDS = [BOOKS, Path("model_cards/enn-books-mixer")]
+text_cards = pytest.mark.parametrize("folder", TEXT_CARDS, ids=lambda folder: folder.name)
 RESULTS = {
     "train_tokens_seen": 7_654_321,
     "train_runtime": 1234.5678,
@@ -279,17 +281,20 @@ def example(card):
     return re.search(r"^```python\n(.*?)^```", card.read_text(), re.MULTILINE | re.DOTALL)[1]
 
 
-def test_folder_without_code_is_opened_with_the_package(capsys):
-    code = example(BOOKS / "README.md")
+@text_cards
+def test_folder_without_code_is_opened_with_the_package(folder, capsys):
+    code = example(folder / "README.md")
     assert code.startswith("import hf_engram")
     assert "trust_remote_code" not in code
     exec(code, {})
     assert "It was" in capsys.readouterr().out
 
 
-def test_card_of_the_shipped_checkpoint_is_what_its_files_say(tmp_path):
-    copy = shutil.copytree(BOOKS, tmp_path / "enn-books")
+@text_cards
+def test_card_of_a_shipped_checkpoint_is_what_its_files_say(folder, tmp_path):
+    copy = shutil.copytree(folder, tmp_path / folder.name)
     (copy / "README.md").unlink()
     write_card(copy)
-    assert (copy / "README.md").read_text() == (BOOKS / "README.md").read_text()
-    assert unfounded((BOOKS / "README.md").read_text(), numbers_of_the_run(BOOKS)) == []
+    card = (folder / "README.md").read_text()
+    assert (copy / "README.md").read_text() == card
+    assert unfounded(card, numbers_of_the_run(folder)) == []
