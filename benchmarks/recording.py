@@ -1,4 +1,4 @@
-"""What recording costs while the shipped checkpoint writes: `python -m benchmarks.recording`.
+"""What recording costs while *enn-books* writes: `python -m benchmarks.recording`.
 
 Plain and recorded `generate` alternate in one process, in an order that changes every round, with the same seed and so
 the same text. The ratio is the median over rounds of the recorded run's time divided by the plain one's in the same

@@ -11,8 +11,10 @@ from pathlib import Path
 from huggingface_hub import CommitInfo, CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
+from .app import IMAGE_MODEL, MODEL
+
 ROOT = Path(__file__).parent.parent
-MODELS = (Path("model_cards/enn-books-mixer"), Path("model_cards/enn-mnist-rows"))
+MODELS = (Path(MODEL), Path(IMAGE_MODEL))
 NOT_SENT = ("push.py",)
 MOST_BYTES = 10**9  # what a Space may hold for free
 

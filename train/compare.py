@@ -173,8 +173,8 @@ def run_one(recipe: str, folder: Path, argv: list[str], metric: str) -> dict[str
     asked = {"config": config, "options": argv[1:]}
     if recorded.exists() and json.loads(recorded.read_text()) != asked:
         raise ValueError(
-            f"{folder} holds a run with other options ({recorded}): choose another output_dir, or delete it. "
-            f"The options now: {asked}"
+            f"{folder} holds a run with other options ({recorded}), or {argv[0]} has changed since: choose another "
+            f"output_dir, or delete it. The options now: {' '.join(argv)}"
         )
     result = folder / "all_results.json"
     if result.exists():
