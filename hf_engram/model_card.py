@@ -229,11 +229,11 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def find_scores(results: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """Split, metric and value of everything that was measured on held-out data."""
+    """Split, metric and value of everything that was measured on held-out data; numbers in names sort as numbers."""
     found = [
-        (split, name.removeprefix(f"{split}_"), value)
+        (split, name.removeprefix(f"{split}_"), results[name])
         for split in ("eval", "validation", "test")
-        for name, value in results.items()
+        for name in sorted(results, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
         if name.startswith(f"{split}_")
     ]
     return [score for score in found if score[1] not in NOT_SCORES]
