@@ -19,8 +19,9 @@ from .attention_enn import AttentionState
 from .configuration_enn import ATTENTION_LAYER_TYPES, EnnConfig
 from .ops_enn import CellState
 from .ops_mixer_enn import MixerState
+from .ops_token_memory_enn import TokenMemoryState
 
-LayerState = CellState | MixerState | AttentionState
+LayerState = CellState | MixerState | AttentionState | TokenMemoryState
 
 
 class StateLayer(LinearAttentionLayer, CacheLayerMixin):
@@ -155,28 +156,47 @@ class AttentionCacheLayer(StateLayer):
         return [heads, heads, (rows, tokens), (rows,)]
 
 
+class TokenMemoryCacheLayer(StateLayer):
+    """State of the token memory of a language head ([`TokenMemoryState`]), behind those of the layers."""
+
+    _layer_type = "token_memory"
+    state_class = TokenMemoryState
+
+    @staticmethod
+    def shapes(config: EnnConfig, rows: int, state: LayerState) -> list[tuple[int, ...]]:
+        """Independent of how many tokens were seen."""
+        return [(rows, config.token_memory_size), (rows, config.vocab_size, config.token_memory_size)]
+
+
 for layer_class in (EnnCacheLayer, MixerCacheLayer):
     STATIC_LAYER_TYPE_MAPPING[layer_class._layer_type] = layer_class
 
 
-def own_layers(past_key_values: Cache) -> Cache:
-    """Let our layers take the place of transformers' own ones for attention, which know no padding, while still empty.
+def own_layers(past_key_values: Cache, config: EnnConfig) -> Cache:
+    """Let our layers take their places in a cache that transformers made, while it is still empty.
 
-    Changes `past_key_values` and returns it.
+    They replace transformers' own ones for attention, which know no padding; that of a token memory, which is no layer
+    of the network, comes behind all others. Changes `past_key_values` and returns it.
     """
-    for index, layer in enumerate(past_key_values.layers):
+    layers = past_key_values.layers
+    for index, layer in enumerate(layers):
         if isinstance(layer, (DynamicLayer, StaticLayer)) and layer.get_seq_length() == 0:
-            past_key_values.layers[index] = AttentionCacheLayer()
+            layers[index] = AttentionCacheLayer()
+    if config.token_memory_size is not None and len(layers) == config.num_hidden_layers:
+        layers.append(TokenMemoryCacheLayer())
     return past_key_values
 
 
-def are_of_types(layers: Sequence[CacheLayerMixin], layer_types: list[str]) -> bool:
-    """Whether the layers of a cache are those of a model with these layer types.
+def are_of_types(layers: Sequence[CacheLayerMixin], config: EnnConfig) -> bool:
+    """Whether the layers of a cache are those of a model with this config.
 
     Told by their names and not by `isinstance`: where several copies of this code are loaded (each repository on the
     Hub brings its own), transformers makes the cache layers of the copy that was imported last.
     """
-    wanted = [AttentionCacheLayer._layer_type if name in ATTENTION_LAYER_TYPES else name for name in layer_types]
+    attention = AttentionCacheLayer._layer_type
+    wanted = [attention if name in ATTENTION_LAYER_TYPES else name for name in config.layer_types]
+    if config.token_memory_size is not None:
+        wanted.append(TokenMemoryCacheLayer._layer_type)
     return [getattr(layer, "_layer_type", "") for layer in layers] == wanted
 
 
@@ -188,7 +208,7 @@ def misfit(layer: StateLayer, state: LayerState, config: EnnConfig, rows: int) -
 
 def empty_state(config: EnnConfig) -> DynamicCache:
     """A state that has seen nothing."""
-    return own_layers(DynamicCache(config=config))
+    return own_layers(DynamicCache(config=config), config)
 
 
 def as_new_sequence(past_key_values: Cache) -> Cache:

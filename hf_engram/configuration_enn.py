@@ -139,6 +139,10 @@ class EnnConfig(PreTrainedConfig):
 
         > Parameters of the heads
 
+        token_memory_size (`int`, *optional*):
+            Slots of a token memory (ours) in [`EnnForCausalLM`]: it remembers which token followed which hidden state,
+            and mixes what it recalls into the prediction. Its state has `token_memory_size * vocab_size` numbers for a
+            sequence. `None`: no token memory.
         pooling (`str`, *optional*, defaults to `"last"`):
             What a classification head reads: the `"last"` valid step, the `"mean"` over valid steps, or learned
             `"attention"` over them.
@@ -215,6 +219,7 @@ class EnnConfig(PreTrainedConfig):
     intermediate_size: int | None = None
     sliding_window: int | None = None
 
+    token_memory_size: int | None = None
     pooling: str = "last"
     image_sequence: str | None = None
     image_size: int = 28
@@ -315,7 +320,13 @@ class EnnConfig(PreTrainedConfig):
             self._require(name, 0 <= getattr(self, name) < 1, "from 0 up to, but not including, 1")
 
     def validate_heads(self) -> None:
-        """Pooling and image fields agree with each other."""
+        """The fields of the heads agree with each other."""
+        slots, has_tokens = self.token_memory_size, self.vocab_size is not None
+        self._require(
+            "token_memory_size",
+            slots is None or (slots >= 1 and has_tokens),
+            f"a positive integer, or None{'' if has_tokens else ' where there is no vocabulary'}",
+        )
         self._require("pooling", self.pooling in POOLINGS, f"one of {POOLINGS}")
         if self.image_sequence is None:
             return

@@ -5,17 +5,36 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from .configuration_enn import EnnConfig
+from .ops_enn import StepMasks
 
 
-def padding_mask(attention_mask: Tensor | None, inputs_embeds: Tensor) -> Tensor | None:
-    """The columns of `attention_mask` for `inputs_embeds` `[B, T, I]`, its last T, as bool; `None` without padding.
+def step_masks(
+    inputs: Tensor,
+    attention_mask: Tensor | None,
+    position_ids: Tensor | None,
+    write_mask: Tensor | None,
+    past_key_values: Cache | None,
+) -> StepMasks:
+    """The steps of `inputs` `[B, T]` or `[B, T, I]` that are not like the others; arguments as of the model.
+
+    Raises:
+        ValueError: a mask does not have the inputs' shape.
+    """
+    valid = padding_mask(attention_mask, inputs)
+    return StepMasks(
+        valid, document_starts(position_ids, inputs, valid, past_key_values), write_steps(write_mask, inputs)
+    )
+
+
+def padding_mask(attention_mask: Tensor | None, inputs: Tensor) -> Tensor | None:
+    """The columns of `attention_mask` for inputs `[B, T, ...]`, its last T, as bool; `None` without padding.
 
     Raises:
         ValueError: the mask is not two-dimensional, has other rows than the inputs, or is shorter.
     """
     if attention_mask is None:
         return None
-    batch, steps = inputs_embeds.shape[:2]
+    batch, steps = inputs.shape[:2]
     if attention_mask.ndim != 2 or len(attention_mask) != batch or attention_mask.shape[1] < steps:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}; expected ({batch}, {steps}), or more columns "
@@ -26,7 +45,7 @@ def padding_mask(attention_mask: Tensor | None, inputs_embeds: Tensor) -> Tensor
 
 
 def document_starts(
-    position_ids: Tensor | None, inputs_embeds: Tensor, valid: Tensor | None, past_key_values: Cache | None
+    position_ids: Tensor | None, inputs: Tensor, valid: Tensor | None, past_key_values: Cache | None
 ) -> Tensor | None:
     """Where the state must be cleared, bool `[B, T]`: at position 0, except at padding.
 
@@ -37,7 +56,7 @@ def document_starts(
     """
     if position_ids is None:
         return None
-    batch, steps = inputs_embeds.shape[:2]
+    batch, steps = inputs.shape[:2]
     if position_ids.shape not in ((batch, steps), (1, steps)):
         raise ValueError(
             f"position_ids has shape {tuple(position_ids.shape)}; expected ({batch}, {steps}) or (1, {steps})."
@@ -50,7 +69,7 @@ def document_starts(
     return restart if needed.any() else None
 
 
-def write_steps(write_mask: Tensor | None, inputs_embeds: Tensor) -> Tensor | None:
+def write_steps(write_mask: Tensor | None, inputs: Tensor) -> Tensor | None:
     """`write_mask` as bool `[B, T]`; `None` when every token writes.
 
     Raises:
@@ -58,7 +77,7 @@ def write_steps(write_mask: Tensor | None, inputs_embeds: Tensor) -> Tensor | No
     """
     if write_mask is None:
         return None
-    batch, steps = inputs_embeds.shape[:2]
+    batch, steps = inputs.shape[:2]
     if write_mask.shape not in ((batch, steps), (1, steps)):
         raise ValueError(
             f"write_mask has shape {tuple(write_mask.shape)}; expected ({batch}, {steps}) or (1, {steps})."

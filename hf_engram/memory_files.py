@@ -23,6 +23,7 @@ ARCHITECTURE_FIELDS = (
     "layer_types",
 )
 CELL_FIELDS = ("hebbian_lr", "trace_scale", "trace_clip", "trace_scope")
+TOKEN_MEMORY_FIELDS = ("token_memory_size", "vocab_size")
 BLOCK_FIELDS = ("num_attention_heads", "conv_kernel", "sliding_window")
 
 
@@ -119,4 +120,5 @@ def architecture(config: EnnConfig) -> dict[str, Any]:
     names = ARCHITECTURE_FIELDS
     names += CELL_FIELDS if "engram" in config.layer_types else ()
     names += BLOCK_FIELDS if set(config.layer_types) - {"engram"} else ()
+    names += TOKEN_MEMORY_FIELDS if config.token_memory_size is not None else ()
     return {name: getattr(config, name) for name in names}

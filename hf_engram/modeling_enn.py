@@ -24,12 +24,14 @@ from .cache_enn import are_of_types, empty_state, misfit, own_layers
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
 from .layers_enn import EnnCell, Pooling, StatefulLayer, initial_gate_bias, make_layer
-from .masks_enn import document_starts, mean_entropy, padding_mask, slots_by_layer, write_steps
+from .masks_enn import mean_entropy, padding_mask, slots_by_layer, step_masks
 from .mixer_enn import INITIAL_TEMPERATURE, INITIAL_TRACE_SCALE, EngramMixer, initial_decay_bias
-from .ops_enn import StepMasks
+from .ops_enn import NO_MASKS, StepMasks
 from .ops_mixer_enn import MixerReads
 from .projections_enn import Projection, ResidualProjection
 from .safetensors_enn import SafetensorsOnly
+from .token_memory_enn import INITIAL_SCALE, INITIAL_TIMESCALE, TokenMemory
+from .token_memory_enn import INITIAL_TEMPERATURE as INITIAL_TOKEN_TEMPERATURE
 
 
 @dataclass
@@ -113,6 +115,12 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
                 init.constant_(temperature, math.log(INITIAL_TEMPERATURE))
             heads = module.num_heads
             init.copy_(module.plasticity.bias, torch.cat([torch.zeros(heads), initial_decay_bias(heads)]))
+        elif isinstance(module, TokenMemory):
+            init.normal_(module.slot_keys)
+            init.zeros_(module.scale.weight)
+            init.constant_(module.scale.bias, math.log(INITIAL_SCALE))
+            init.constant_(module.log_temperature, math.log(INITIAL_TOKEN_TEMPERATURE))
+            init.constant_(module.log_timescale, math.log(INITIAL_TIMESCALE))
 
     def add_recall_entropy(
         self, loss: Tensor, outputs: EnnModelOutput, targets: Tensor, num_items_in_batch: Any = None, **kwargs: Any
@@ -200,13 +208,7 @@ class EnnModel(EnnPreTrainedModel):
         if past_key_values is not None:
             self._check_state(past_key_values, inputs_embeds.shape[0])
 
-        valid = padding_mask(attention_mask, inputs_embeds)
-        masks = StepMasks(
-            valid,
-            document_starts(position_ids, inputs_embeds, valid, past_key_values),
-            write_steps(write_mask, inputs_embeds),
-        )
-
+        masks = step_masks(inputs_embeds, attention_mask, position_ids, write_mask, past_key_values)
         hidden_states = self.embedding_dropout(inputs_embeds)
         if self.embedding_projection is not None:
             hidden_states = self.embedding_projection(hidden_states)
@@ -219,7 +221,7 @@ class EnnModel(EnnPreTrainedModel):
                 hidden_states, past_key_values=past_key_values, masks=masks, plastic=plastic, slots=slots
             )
             if self.config.recall_entropy_weight > 0 and recall is not None:
-                entropies.append(mean_entropy(recall, valid))
+                entropies.append(mean_entropy(recall, masks.valid))
         if self.norm is not None:
             hidden_states = self.norm(hidden_states)
         return EnnModelOutput(
@@ -251,8 +253,8 @@ class EnnModel(EnnPreTrainedModel):
             raise ValueError("The inputs have no steps: give at least one token or feature vector.")
 
     def _check_state(self, past_key_values: Cache, batch: int) -> None:
-        layers = own_layers(past_key_values).layers if isinstance(past_key_values, Cache) else ()
-        if not are_of_types(layers, self.config.layer_types):
+        layers = own_layers(past_key_values, self.config).layers if isinstance(past_key_values, Cache) else ()
+        if not are_of_types(layers, self.config):
             raise ValueError(
                 f"past_key_values ({type(past_key_values).__name__}) is not the state of this model: make an empty one "
                 "with `DynamicCache(config=model.config)`, or pass what the model returned."
@@ -282,6 +284,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             )
         self.model = EnnModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.token_memory = None if config.token_memory_size is None else TokenMemory(config)
         self.post_init()
 
     @can_return_tuple
@@ -304,7 +307,15 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         Args, beside those of [`EnnModel`]:
             labels: token ids `[B, T]`, shifted inside; -100 is ignored.
             logits_to_keep: how many last steps to compute logits for (0: all), or their indices.
+
+        With a token memory, `logits` are logarithms of probabilities; it reads `input_ids`, obeys `write_mask` and
+        `plastic`, and knows nothing of `slot_mask`.
         """
+        masks = NO_MASKS
+        if self.token_memory is not None:
+            if input_ids is None:
+                raise ValueError("The token memory (token_memory_size) reads input_ids; inputs_embeds do not tell them.")
+            masks = step_masks(input_ids, attention_mask, position_ids, write_mask, past_key_values)
         outputs: EnnModelOutput = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -320,6 +331,11 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        if self.token_memory is not None:
+            cache = outputs.past_key_values if past_key_values is None else past_key_values
+            every_step = isinstance(logits_to_keep, int) and logits_to_keep == 0
+            kept = None if every_step else torch.arange(input_ids.shape[1], device=logits.device)[keep]
+            logits = self._remember(logits, outputs.last_hidden_state, input_ids, cache, masks, plastic, kept)
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -335,6 +351,26 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             reads=outputs.reads,
             recall_entropy=outputs.recall_entropy,
         )
+
+    def _remember(
+        self,
+        logits: Tensor,
+        hidden_states: Tensor,
+        input_ids: Tensor,
+        past_key_values: Cache | None,
+        masks: StepMasks,
+        plastic: bool,
+        kept: Tensor | None,
+    ) -> Tensor:
+        """Logits, mixed with what the token memory recalls; its new state goes to the cache."""
+        cache = None if past_key_values is None else past_key_values.layers[-1]
+        state = None if cache is None else cache.state
+        logits, state = self.token_memory(
+            logits, hidden_states, input_ids, state, masks, plastic, kept, with_state=cache is not None
+        )
+        if cache is not None:
+            cache.store(state, input_ids.shape[1])
+        return logits
 
 
 class EnnClassifier(EnnPreTrainedModel):

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .decay_enn import decay_between
 from .dispatch_enn import selected_scan
 from .ops_mixer_enn import MixerBank, MixerReads, mixer_memory_loop, write_weights
 
@@ -33,16 +34,8 @@ def mixer_memory_scan(
     queries, keys, values, weights, log_decays = map(
         cut, (reads.queries, reads.keys, reads.values, weights, reads.log_decays)
     )
-    causal = torch.ones(chunk, chunk, dtype=torch.bool, device=trace.device).tril()
-    since_start, reach = log_decays.cumsum(-1).exp(), causal
-    if restart is not None:
-        documents = cut(restart[:, None].long()).cumsum(-1)  # [B, 1, chunks, C]
-        since_start = since_start * (documents == 0)
-        reach = causal & (documents[..., :, None] == documents[..., None, :])
-    # What is left at step t of step r: exp of the log decays after r and up to t. Summed for every r anew, and not as a
-    # difference of two sums from the start, which would be less exact and feel what earlier documents decay.
-    between = torch.where(causal.tril(-1), log_decays[..., None], 0).cumsum(-2)
-    decay = torch.where(reach, between, -torch.inf).exp()  # [B, A, chunks, C, C]
+    documents = None if restart is None else cut(restart[:, None].long()).cumsum(-1)  # [B, 1, chunks, C]
+    decay, since_start = decay_between(log_decays, documents)  # [B, A, chunks, C, C] and [B, A, chunks, C]
 
     written = torch.cat([keys, values, torch.ones_like(keys[..., :1])], -1)
     writes = (weights * decay[..., -1, :, None]).mT @ written  # [B, A, chunks, N, 2 D + 1]

@@ -145,6 +145,13 @@ class LanguageModelArguments(ModelArguments):
         default=None,
         metadata={"help": "Attention: tokens that it looks back on, and keeps as its state. None: block_size."},
     )
+    token_memory_size: int | None = field(
+        default=None,
+        metadata={
+            "help": "Slots of a memory in the head of any architecture, which mixes the tokens that followed into the "
+            "prediction. None: no such memory."
+        },
+    )
     tie_word_embeddings: bool = field(default=True, metadata={"help": "Use the token embeddings as output layer."})
     raw_token_ids: bool = field(
         default=False,
