@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from .cache_enn import as_new_sequence, empty_state, misfit
+from .cache_enn import TokenMemoryCacheLayer, as_new_sequence, empty_state, misfit
 from .configuration_enn import EnnConfig
 
 MEMORY_FORMAT = "hf_engram.memory.v1"
@@ -38,12 +38,14 @@ def save_memory(past_key_values: Cache, path: str | os.PathLike, config: EnnConf
     Raises:
         ValueError: the state is empty.
     """
-    tensors = {}
-    for index, layer in enumerate(past_key_values.layers):
-        if layer.state is None:
-            raise ValueError("past_key_values is empty: nothing has been written to this memory yet.")
-        for name, value in layer.state._asdict().items():
-            tensors[f"layers.{index}.{name}"] = value.contiguous()
+    if past_key_values.layers[0].state is None:
+        raise ValueError("past_key_values is empty: nothing has been written to this memory yet.")
+    tensors = {
+        f"layers.{index}.{name}": value.contiguous()
+        for index, layer in enumerate(past_key_values.layers)
+        if layer.state is not None  # that of a token memory is not, where there is no language head
+        for name, value in layer.state._asdict().items()
+    }
     metadata = {
         "format": MEMORY_FORMAT,
         "architecture": json.dumps(architecture(config)),
@@ -85,8 +87,10 @@ def load_memory(path: str | os.PathLike, config: EnnConfig, device: str | torch.
                 )
             cache = empty_state(config)
             for index, layer in enumerate(cache.layers):
-                names = layer.state_class._fields
-                state = layer.state_class(*(file.get_tensor(f"layers.{index}.{name}") for name in names))
+                names = [f"layers.{index}.{name}" for name in layer.state_class._fields]
+                if isinstance(layer, TokenMemoryCacheLayer) and not set(names) & set(file.keys()):
+                    continue  # written without a language head
+                state = layer.state_class(*map(file.get_tensor, names))
                 wrong = misfit(layer, state, config, rows=state[0].shape[0] if state[0].ndim else 0)
                 if wrong is not None:
                     raise ValueError(f"{os.fspath(path)!r} holds {wrong}.")

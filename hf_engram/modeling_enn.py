@@ -314,7 +314,9 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         masks = NO_MASKS
         if self.token_memory is not None:
             if input_ids is None:
-                raise ValueError("The token memory (token_memory_size) reads input_ids; inputs_embeds do not tell them.")
+                raise ValueError(
+                    "The token memory (token_memory_size) reads input_ids; inputs_embeds do not tell them."
+                )
             masks = step_masks(input_ids, attention_mask, position_ids, write_mask, past_key_values)
         outputs: EnnModelOutput = self.model(
             input_ids=input_ids,

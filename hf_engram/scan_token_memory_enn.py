@@ -43,7 +43,9 @@ def token_memory_scan(
         if stop < steps or with_trace:
             written = chunk.writes * decay[:, -1, :, None]
             index = chunk.tokens[..., None].expand_as(written)
-            old = written.new_zeros(batch, vocab_size, slots) if trace is None else since_start[:, -1, None, None] * trace
+            old = (
+                written.new_zeros(batch, vocab_size, slots) if trace is None else since_start[:, -1, None, None] * trace
+            )
             trace = old.scatter_add(1, index, written)
     return torch.cat(recalled, 1)[:, order], trace if with_trace else None
 

@@ -42,9 +42,15 @@ ARCHITECTURES = {
         "num_attention_heads": 2,
         "sliding_window": 5,
     },
+    "token_memory": {
+        "layer_types": ["engram_mixer"],
+        "num_attention_heads": 2,
+        "token_memory_size": 6,
+    },
+    "gated_token_memory": {"integrator": "gated", "token_memory_size": 6},
 }
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
-KINDS = ("stacked", "mixer", "hybrid")
+KINDS = ("stacked", "mixer", "hybrid", "token_memory")
 kinds = pytest.mark.parametrize("kind", [ARCHITECTURES[name] for name in KINDS], ids=KINDS)
 CELLS = {name: fields for name, fields in ARCHITECTURES.items() if "layer_types" not in fields}
 TINY_IMAGES = {"image_sequence": "row", "image_size": 8, "patch_size": 4, "num_channels": 3}
@@ -96,6 +102,8 @@ def state(past_key_values, rows=slice(None)):
     """What every layer carries: of attention, what can be seen of each row."""
     tensors = []
     for layer in past_key_values.layers:
+        if layer.state is None:  # of a token memory, behind a model without a language head
+            continue
         values = layer.state._replace(**{name: value[rows] for name, value in layer.state._asdict().items()})
         if isinstance(values, AttentionState):
             for row, positions in enumerate(values.positions):

@@ -1,0 +1,207 @@
+"""The token memory of a language head: its parallel form equals its definition, and its predictions are mixtures."""
+
+import pytest
+import torch
+from helpers import close, gradients, left_padded, same, tiny_config, tiny_model, tokens
+
+from hf_engram import EnnForCausalLM, EnnModel, load_memory, save_memory
+from hf_engram.scan_token_memory_enn import CHUNK
+
+MIXER = {"layer_types": ["engram_mixer"], "num_attention_heads": 2}
+NETWORKS = {"mixer": MIXER, "cell": {}, "gated": {"integrator": "gated"}}
+TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
+LENGTHS = [1, 2, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]
+
+networks = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float64"])
+
+
+def token_model(dtype=torch.float64, token_memory_size=6, **kwargs):
+    """A tiny model whose token memory speaks up: it looks where it likes, and says it aloud."""
+    model = tiny_model(dtype=dtype, token_memory_size=token_memory_size, **kwargs)
+    with torch.no_grad():
+        model.token_memory.scale.weight.normal_(std=0.3)
+        model.token_memory.log_timescale.fill_(3.0)  # 20 tokens: forgetting shows in a test
+    return model
+
+
+def both_forms(monkeypatch, run):
+    """What `run` returns with the parallel form, and with the definition."""
+    results = []
+    for scan in ("auto", "definition"):
+        monkeypatch.setenv("HF_ENGRAM_SCAN", scan)
+        results.append(run())
+    return results
+
+
+@dtypes
+@pytest.mark.parametrize("steps", LENGTHS)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_parallel_form_equals_the_definition(steps, batch, dtype, monkeypatch):
+    model, input_ids = token_model(dtype, **MIXER), tokens(batch, steps)
+    targets = tokens(batch, steps)
+
+    def run():
+        model.zero_grad()
+        outputs = model(input_ids, use_cache=True)
+        torch.nn.functional.cross_entropy(outputs.logits.mT, targets).backward()
+        return outputs.logits.detach(), outputs.past_key_values.layers[-1].state, gradients(model.token_memory)
+
+    close(*both_forms(monkeypatch, run), tolerance=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("lengths", [[CHUNK + 9], [12, 5, 20]], ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_parallel_form_equals_the_definition_with_padding(lengths, side, monkeypatch):
+    model, inputs = token_model(), left_padded(lengths)
+    if side == "right":
+        inputs = {name: value.flip(1) for name, value in inputs.items()}
+    valid = inputs["attention_mask"].bool()
+    labels = inputs["input_ids"].where(valid & valid.roll(1, 1), -100)  # padding does not say what comes first
+
+    def run():
+        model.zero_grad()
+        outputs = model(**inputs, labels=labels, use_cache=True)
+        outputs.loss.backward()
+        return outputs.logits[valid].detach(), outputs.past_key_values.layers[-1].state, gradients(model)
+
+    close(*both_forms(monkeypatch, run), tolerance=1e-9)
+
+
+def test_parallel_form_equals_the_definition_with_state_documents_and_erasures(monkeypatch):
+    model, input_ids = token_model(), tokens(2, CHUNK + 40)
+    position_ids = (torch.arange(CHUNK + 40)[None] + 5) % 30
+    write_mask = torch.rand(2, CHUNK + 40) > 0.3
+
+    def run():
+        model.zero_grad()
+        past_key_values = model(input_ids[:, :9], use_cache=True).past_key_values
+        inputs = {"position_ids": position_ids, "write_mask": write_mask, "past_key_values": past_key_values}
+        outputs = model(input_ids, **inputs)
+        outputs.logits.square().sum().backward()
+        return outputs.logits.detach(), past_key_values.layers[-1].state, gradients(model)
+
+    close(*both_forms(monkeypatch, run), tolerance=1e-8)
+
+
+@networks
+def test_every_parameter_learns(network):
+    model, input_ids = token_model(**network).train(), tokens(2, 20)
+    model(input_ids, labels=input_ids).loss.backward()
+    assert [name for name, weight in model.named_parameters() if weight.grad is None or not weight.grad.any()] == []
+
+
+@networks
+def test_predictions_are_probabilities(network):
+    model, input_ids = token_model(**network), tokens(3, 30)
+    logits = model(input_ids).logits
+    close(logits.logsumexp(-1), torch.zeros(3, 30, dtype=torch.float64))
+
+
+def test_before_anything_has_followed_the_network_speaks_alone():
+    model, input_ids = token_model(), tokens(2, 1)
+    plain = model.lm_head(model.model(input_ids).last_hidden_state)
+    close(model(input_ids).logits, plain.log_softmax(-1))
+
+
+def test_a_prediction_is_a_mean_of_the_network_and_of_what_followed_the_same_address():
+    """Written out with sums over the text, in place of the trace."""
+    model, input_ids = token_model(), tokens(1, 15)
+    hidden = model.model(input_ids).last_hidden_state
+    reads, _ = model.token_memory.reads(hidden, input_ids)
+    addresses, keep = reads.addresses[0], torch.exp(reads.log_decays[0, 0])
+    own = model.lm_head(hidden)[0].softmax(-1)
+    for t in range(15):
+        mass = torch.zeros(40, dtype=torch.float64)
+        for s in range(1, t + 1):
+            mass[input_ids[0, s]] += reads.scales[0, t] * keep ** (t - s) * addresses[t] @ addresses[s - 1]
+        close(model(input_ids).logits[0, t].exp(), (own[t] + mass) / (1 + mass.sum()))
+
+
+def test_what_followed_once_is_expected_again_even_before_training():
+    text = torch.stack([torch.randperm(37)[:16] + 3 for _ in range(16)])
+    text = torch.cat([text, text], 1)  # nothing but the first reading tells what follows what
+    right = {}
+    for size in (None, 64):
+        logits = tiny_model(token_memory_size=size, hidden_size=32, initializer_range=0.05, **MIXER)(text).logits
+        right[size] = (logits.argmax(-1)[:, 16:-1] == text[:, 17:]).double().mean()
+    assert right[64] > 0.6
+    assert right[None] < 0.2
+
+
+def test_an_erased_token_is_not_recalled():
+    model, input_ids = token_model(), torch.arange(3, 15)[None]
+    write_mask = torch.ones(1, 12, dtype=torch.bool)
+    write_mask[0, 5] = False
+    outputs = [model(input_ids, write_mask=mask, use_cache=True) for mask in (None, write_mask)]
+    traces = [output.past_key_values.layers[-1].state.trace[0] for output in outputs]
+    assert traces[0][input_ids[0, 5]].sum() > 0.5
+    assert not traces[1][input_ids[0, 5]].any()
+    assert traces[1][input_ids[0, 4]].sum() > 0.5
+
+
+def test_frozen_memory_recalls_and_stays_as_it_is():
+    model, input_ids = token_model(), tokens(2, 12)
+    cache = model(input_ids, use_cache=True).past_key_values
+    before = cache.layers[-1].state.trace.clone()
+    frozen = model(input_ids, past_key_values=cache, plastic=False).logits
+    same(cache.layers[-1].state.trace, before)
+    assert (frozen - model(input_ids, plastic=False).logits).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("logits_to_keep", [1, 5, torch.tensor([3]), torch.tensor([CHUNK + 3, 2, 2])], ids=str)
+def test_logits_of_some_steps_are_those_of_all(logits_to_keep, monkeypatch):
+    model, input_ids = token_model(), tokens(2, CHUNK + 9)
+    kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+    for found, every in both_forms(
+        monkeypatch, lambda: (model(input_ids, logits_to_keep=logits_to_keep).logits, model(input_ids).logits)
+    ):
+        close(found, every[:, kept])
+
+
+def test_unlikely_tokens_have_finite_logarithms_and_gradients():
+    model, input_ids = token_model(torch.float32), tokens(2, 12)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(300)
+    outputs = model(input_ids, labels=input_ids)
+    outputs.loss.backward()
+    assert outputs.logits.isfinite().all()
+    assert all(grad.isfinite().all() for grad in gradients(model).values())
+
+
+def test_bfloat16_mixes_in_float32():
+    model, input_ids = token_model(torch.float32, **MIXER), tokens(2, 70)
+    expected = model(input_ids).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = model(input_ids, use_cache=True)
+    low = model.to(torch.bfloat16)(input_ids, use_cache=True)
+    for outputs in (mixed, low):
+        assert outputs.logits.dtype == outputs.past_key_values.layers[-1].state.trace.dtype == torch.float32
+        assert (outputs.logits - expected).abs().mean() < 0.05 * expected.abs().mean()
+
+
+def test_features_without_token_ids_are_refused():
+    model = token_model()
+    with pytest.raises(ValueError, match=r"token_memory_size.*input_ids"):
+        model(inputs_embeds=torch.randn(1, 4, 16, dtype=torch.float64))
+
+
+def test_the_backbone_leaves_it_alone_and_so_does_its_memory_file(tmp_path):
+    model, input_ids = tiny_model(EnnModel, token_memory_size=6), tokens(1, 9)
+    save_memory(model(input_ids, use_cache=True).past_key_values, tmp_path / "backbone.safetensors", model.config)
+    cache = load_memory(tmp_path / "backbone.safetensors", model.config)
+    head = token_model()
+    assert head(input_ids, past_key_values=cache, use_cache=True).logits.isfinite().all()
+
+
+def test_a_memory_of_another_size_is_refused(tmp_path):
+    model = token_model()
+    save_memory(model(tokens(1, 9)).past_key_values, tmp_path / "memory.safetensors", model.config)
+    with pytest.raises(ValueError, match="token_memory_size is 6 in the file, 5 here"):
+        load_memory(tmp_path / "memory.safetensors", tiny_config(token_memory_size=5))
+
+
+def test_a_checkpoint_brings_it_back(tmp_path):
+    model, input_ids = token_model(), tokens(2, 9)
+    model.save_pretrained(tmp_path)
+    close(EnnForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)(input_ids).logits, model(input_ids).logits)
