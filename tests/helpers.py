@@ -16,6 +16,8 @@ from hf_engram import (
     EnnModel,
 )
 from hf_engram.attention_enn import AttentionState
+from hf_engram.ops_enn import CellState
+from hf_engram.ops_mixer_enn import MixerState
 
 BOOKS = Path(__file__).parent.parent / "model_cards" / "enn-books"
 # Weights large enough, and a trace strong enough, that a state that is lost or doubled changes every logit.
@@ -71,7 +73,7 @@ def tiny_model(model_class=EnnForCausalLM, dtype=torch.float64, **kwargs):
     """A model in evaluation mode, the same one at every call."""
     torch.manual_seed(0)
     if model_class is EnnForImageClassification:
-        kwargs = {**TINY_IMAGES, **kwargs}
+        kwargs = {**TINY_IMAGES, **kwargs, "token_memory_size": None}
     return model_class(tiny_config(**kwargs)).to(dtype).eval()
 
 
@@ -112,6 +114,11 @@ def state(past_key_values, rows=slice(None)):
         else:
             tensors += values
     return tensors
+
+
+def traces_in(past_key_values):
+    """The traces of all layers with a memory; the token memory is no layer."""
+    return [layer.state.trace for layer in past_key_values.layers if isinstance(layer.state, CellState | MixerState)]
 
 
 def close(actual, expected, tolerance=1e-10):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from helpers import TINY, architectures, close, same, state, tiny_model, tokens
+from helpers import TINY, architectures, close, same, state, tiny_model, tokens, traces_in
 
 from hf_engram import EnnModel
 
@@ -13,11 +13,6 @@ def all_but(length, *indices):
     mask = torch.ones(length, dtype=torch.bool)
     mask[list(indices)] = False
     return mask
-
-
-def traces(past_key_values):
-    """Of every layer that has one."""
-    return [layer.state.trace for layer in past_key_values.layers if hasattr(layer.state, "trace")]
 
 
 def test_an_erased_token_leaves_nothing_in_the_trace_but_the_decay_of_its_step():
@@ -76,10 +71,10 @@ def test_generate_erases_tokens_of_the_prompt():
 def test_a_frozen_trace_is_read_but_not_changed(architecture):
     model = tiny_model(**architecture)
     past_key_values = model(tokens(2, 9), use_cache=True).past_key_values
-    before = [trace.clone() for trace in traces(past_key_values)]
+    before = [trace.clone() for trace in traces_in(past_key_values)]
     input_ids = tokens(2, 70)
     outputs = model(input_ids, past_key_values=past_key_values, use_cache=True, plastic=False)
-    same(traces(outputs.past_key_values), before)
+    same(traces_in(outputs.past_key_values), before)
     empty = model(input_ids, plastic=False)
     assert (outputs.logits - empty.logits).abs().max() > 1e-3
 
@@ -100,12 +95,12 @@ def test_generate_keeps_a_frozen_trace():
 def test_slots_switched_off_are_neither_recalled_nor_written(architecture, steps):
     model = tiny_model(**architecture)
     past_key_values = model(tokens(2, 9), use_cache=True).past_key_values
-    before = [trace.clone() for trace in traces(past_key_values)]
+    before = [trace.clone() for trace in traces_in(past_key_values)]
     mask = all_but(SLOTS, 1, 5)
     outputs = model(
         tokens(2, steps), past_key_values=past_key_values, use_cache=True, slot_mask=mask, output_recall=True
     )
-    for recall, old, new in zip(outputs.recall, before, traces(outputs.past_key_values), strict=True):
+    for recall, old, new in zip(outputs.recall, before, traces_in(outputs.past_key_values), strict=True):
         assert recall.shape in ((2, steps, SLOTS), (2, steps, model.config.num_attention_heads, SLOTS))
         assert recall[..., ~mask].count_nonzero() == 0
         close(recall.sum(-1), torch.ones(recall.shape[:-1], dtype=recall.dtype))

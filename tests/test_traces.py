@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from helpers import BOOKS, architectures, close, kinds, left_padded, same, tiny_model, tokens
+from helpers import BOOKS, architectures, close, kinds, left_padded, same, tiny_model, tokens, traces_in
 from memories import memories, mixer_slots, recalled_by_definition, sum_of_parts
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
@@ -217,10 +217,6 @@ def test_any_mixture_of_interventions_is_attributed(architecture):
             assert not layer.writes[silent].any()
             assert not layer.attribution.coefficients[:, silent].any()
             assert not layer.attribution.coefficients[29:, :29][:, layer.active_slots[:29].all(1)].any()
-
-
-def traces_in(past_key_values):
-    return [layer.state.trace for layer in past_key_values.layers if hasattr(layer.state, "trace")]
 
 
 def layers_of(model):
