@@ -367,7 +367,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         """Logits, mixed with what the token memory recalls; its new state goes to the cache."""
         cache = None if past_key_values is None else past_key_values.layers[-1]
         state = None if cache is None else cache.state
-        logits, state = self.token_memory(
+        logits, state, _ = self.token_memory(
             logits, hidden_states, input_ids, state, masks, plastic, kept, with_state=cache is not None
         )
         if cache is not None:

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .ops_token_memory_enn import TokenReads
+
 
 class MixerWrites(NamedTuple):
     """What the steps of a sequence wrote into the heads of a mixer, float32 at least."""
@@ -30,6 +32,7 @@ class Packet(NamedTuple):
     writes: Tensor | None  # bool [B, T]; False where the token wrote nothing
     plastic: bool  # False: the memory neither decayed nor was written
     slots: list[Tensor | None]  # per layer of the model bool [N]; False for slots that were switched off
+    token_reads: TokenReads | None = None  # of the token memory, where there is one
 
 
 def join(packets: list[Packet]) -> Packet:
@@ -56,6 +59,11 @@ def join(packets: list[Packet]) -> Packet:
         fields = zip(*(packet.mixer_writes[mixer] for packet in packets), strict=True)
         return MixerWrites(*(along_time(list(values), dim=2) for values in fields))
 
+    def token_reads() -> TokenReads | None:
+        if first.token_reads is None:
+            return None
+        return TokenReads(*map(along_time, map(list, zip(*(p.token_reads for p in packets), strict=True))))
+
     ids = [packet.input_ids for packet in packets]
     return Packet(
         input_ids=None if any(i is None for i in ids) else along_time(ids),
@@ -69,4 +77,5 @@ def join(packets: list[Packet]) -> Packet:
         writes=masks("writes", True),
         plastic=torch.cat([torch.full((n,), packet.plastic) for n, packet in zip(steps, packets, strict=True)]),
         slots=[active_slots(layer) for layer in range(len(first.slots))],
+        token_reads=token_reads(),
     )

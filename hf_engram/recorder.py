@@ -20,8 +20,11 @@ from .mixer_recordings import HeadRecording, MixerRecording
 from .modeling_enn import EnnModel, EnnModelOutput, EnnPreTrainedModel
 from .ops_enn import state_dtype
 from .ops_mixer_enn import MixerBank
+from .ops_token_memory_enn import TokenReads
 from .packets import MixerWrites, Packet, join
 from .recordings import LayerRecording, Recording
+from .token_memory_enn import TokenMemory
+from .token_memory_recordings import TokenMemoryRecording
 
 
 class Recorder:
@@ -64,6 +67,8 @@ class Recorder:
         self.tokenizer = tokenizer
         self.packets: list[Packet] = []
         self._backbone: EnnModel = model.base_model
+        self._token_memory: TokenMemory | None = getattr(model, "token_memory", None)
+        self._carried_tokens: Tensor | None = None  # the trace of the token memory before the first step
         self._carried: list[Tensor | None] = []  # per layer with a memory, as the next
         self._last_traces: list[Tensor | None] = []  # empty when the run has left no state to go on from
         self._handles: list[RemovableHandle] = []
@@ -77,6 +82,8 @@ class Recorder:
             self._backbone.register_forward_pre_hook(self._before, with_kwargs=True),
             self._backbone.register_forward_hook(self._after, with_kwargs=True),
         ]
+        if self._token_memory is not None:
+            self._handles.append(self._token_memory.register_forward_hook(self._after_token_memory))
         return self
 
     def __exit__(
@@ -121,7 +128,15 @@ class Recorder:
             else:
                 of_row = MixerWrites(*(value[row][:, valid] for value in next(mixer_writes)))
                 layers.append(mixer_recording(layer.mixer, recall[row, valid], of_row, carried_row, about))
-        return Recording(tokens, token_ids, tuple(layers))
+        return Recording(tokens, token_ids, tuple(layers), self._row_of_token_memory(run, row, tokens))
+
+    def _row_of_token_memory(self, run: Packet, row: int, tokens: tuple[str, ...]) -> TokenMemoryRecording | None:
+        if run.token_reads is None:
+            return None
+        valid, carried = run.valid[row], self._carried_tokens
+        reads = TokenReads(*(value[row, valid] for value in run.token_reads))
+        carried = None if carried is None else carried[row].cpu().to(reads.addresses.dtype)
+        return TokenMemoryRecording(tokens, reads, run.restart[row, valid], carried)
 
     def _before(self, backbone: EnnModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         if threading.get_ident() != self._thread:
@@ -159,6 +174,14 @@ class Recorder:
         )
         given = kwargs.get("past_key_values")
         self._last_traces = traces_of(outputs.past_key_values if given is None else given)
+
+    def _after_token_memory(self, module: TokenMemory, args: tuple, outputs: tuple) -> None:
+        if threading.get_ident() != self._thread:
+            return
+        state, reads = args[3], outputs[2]
+        if len(self.packets) == 1 and state is not None:
+            self._carried_tokens = state.trace.detach()
+        self.packets[-1] = self.packets[-1]._replace(token_reads=TokenReads(*(value.detach() for value in reads)))
 
     def _check_call(self, kwargs: dict[str, Any]) -> None:
         if kwargs.get("return_dict", self._backbone.config.return_dict) is False:

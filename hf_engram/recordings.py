@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .attribution import Attribution, MixerAttribution, Parts
+from .token_memory_recordings import TokenMemoryRecording
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -237,11 +238,13 @@ class Recording:
         tokens: the text of each token; its number where there is no tokenizer, its position where there are no tokens.
         token_ids: `[T]`; `None` for inputs that are not tokens.
         layers: one [`LayerRecording`] per layer with a memory, which says which layer it is; attention has none.
+        token_memory: the token memory of the language head; `None` where there is none.
     """
 
     tokens: tuple[str, ...]
     token_ids: Tensor | None
     layers: tuple[LayerRecording, ...]
+    token_memory: TokenMemoryRecording | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

@@ -37,7 +37,7 @@ class TokenMemory(nn.Module):
         plastic: bool = True,
         kept: Tensor | None = None,
         with_state: bool = True,
-    ) -> tuple[Tensor, TokenMemoryState | None]:
+    ) -> tuple[Tensor, TokenMemoryState | None, TokenReads]:
         """Mix what is recalled into the logits.
 
         Args:
@@ -51,14 +51,15 @@ class TokenMemory(nn.Module):
             with_state: `False` where the state after the last step is not needed.
 
         Returns:
-            logarithms of probabilities, shaped as `logits`, in float32 at least, and the state after the last step.
+            logarithms of probabilities, shaped as `logits`, in float32 at least; the state after the last step; and
+            what the steps asked and wrote.
         """
         reads, last = self.reads(hidden_states, input_ids, state, masks, plastic)
         trace = None if state is None else state.trace.to(last.dtype)
         with torch.autocast(logits.device.type, enabled=False):
             recalled, trace = token_memory_scan(reads, trace, logits.shape[-1], masks.restart, kept, with_state)
             mixed = mix(logits.to(last.dtype), recalled)
-        return mixed, TokenMemoryState(last, trace) if with_state else None
+        return mixed, TokenMemoryState(last, trace) if with_state else None, reads
 
     def reads(
         self,

@@ -17,6 +17,7 @@ from .mixer_recordings import HeadRecording, MixerRecording
 from .packets import MixerWrites, Packet
 from .recorder import Recorder, record
 from .recordings import LayerRecording, Recording
+from .token_memory_recordings import PredictionShares, TokenMemoryRecording
 
 __all__ = [
     "Attribution",
@@ -30,9 +31,11 @@ __all__ = [
     "MixerWrites",
     "Packet",
     "Parts",
+    "PredictionShares",
     "ProbabilityChange",
     "Recorder",
     "Recording",
+    "TokenMemoryRecording",
     "counterfactual",
     "record",
 ]

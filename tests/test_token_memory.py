@@ -6,6 +6,7 @@ from helpers import close, gradients, left_padded, same, tiny_config, tiny_model
 
 from hf_engram import EnnForCausalLM, EnnModel, load_memory, save_memory
 from hf_engram.scan_token_memory_enn import CHUNK
+from hf_engram.traces import Recorder, counterfactual, record
 
 MIXER = {"layer_types": ["engram_mixer"], "num_attention_heads": 2}
 NETWORKS = {"mixer": MIXER, "cell": {}, "gated": {"integrator": "gated"}}
@@ -127,6 +128,40 @@ def test_what_followed_once_is_expected_again_even_before_training():
         right[size] = (logits.argmax(-1)[:, 16:-1] == text[:, 17:]).double().mean()
     assert right[64] > 0.6
     assert right[None] < 0.2
+
+
+@networks
+def test_every_prediction_is_shared_out_among_the_network_and_the_tokens_that_wrote(network):
+    """Two rows of other lengths, on a memory that holds a text already, with a document that begins in the middle."""
+    model, inputs = token_model(**network), left_padded([9, 14])
+    cache = model(tokens(2, 7), use_cache=True).past_key_values
+    carried = cache.layers[-1].state.trace.clone()
+    position_ids = torch.arange(1, 15)[None].repeat(2, 1)
+    position_ids[1, 8] = 0
+    recorder = Recorder(model)
+    with recorder, torch.no_grad():
+        outputs = model(**inputs, position_ids=position_ids, past_key_values=cache)
+    for row, recording in enumerate(recorder.recordings()):
+        memory, valid = recording.token_memory, inputs["attention_mask"][row].bool()
+        shares = memory.shares
+        close(shares.network + shares.tokens.sum(1) + shares.carried, torch.ones(len(memory), dtype=torch.float64))
+        predicted = outputs.logits[row, valid].exp()
+        from_tokens = torch.zeros_like(predicted).index_add(1, recording.token_ids, shares.tokens)
+        assert (predicted - from_tokens > 0).all()
+        close((predicted - from_tokens).sum(-1), shares.network + shares.carried)
+        assert (shares.carried > 0).tolist() == [row == 0 or t < 8 for t in range(len(memory))]
+        assert carried[row].sum() > 1
+
+
+def test_recording_while_generating_equals_recording_the_text_at_once():
+    model, prompt = token_model(**MIXER), tokens(1, 5)
+    with Recorder(model) as recorder:
+        text = model.generate(prompt, max_new_tokens=9, do_sample=False)
+    [recording], [again] = recorder.recordings(), record(model, text[:, :-1])
+    close(recording.token_memory.shares, again.token_memory.shares)
+    moved = counterfactual(model, text[:, :-1], 3)
+    assert not moved.without.token_memory.shares.tokens[:, 3].any()
+    assert moved.original.token_memory.shares.tokens[3:, 3].all()
 
 
 def test_an_erased_token_is_not_recalled():

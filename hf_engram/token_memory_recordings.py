@@ -1,0 +1,57 @@
+"""What the token memory of a language head did while a sequence was read.
+
+Letters in shapes: T tokens (padding left out), V vocabulary, N slots.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .decay_enn import decay_between
+from .ops_token_memory_enn import TokenReads
+
+
+class PredictionShares(NamedTuple):
+    """Who makes the prediction after each token: shares of its probability, which sum to one."""
+
+    network: Tensor  # [T], the network's own prediction
+    tokens: Tensor  # [T (prediction), T (token)], what each token of the sequence wrote: all of it is for that token
+    carried: Tensor  # [T], what the memory was handed over with
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TokenMemoryRecording:
+    """The token memory while one sequence was read.
+
+    Attributes:
+        tokens: the text of each token, as in the [`Recording`].
+        reads: what each token asked and wrote ([`TokenReads`], without the axis of rows).
+        restart: the tokens before which the memory was cleared, bool `[T]`.
+        carried_trace: the memory before the first token, `[V, N]`; `None` if it was empty.
+    """
+
+    tokens: tuple[str, ...]
+    reads: TokenReads
+    restart: Tensor
+    carried_trace: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __repr__(self) -> str:
+        return f"TokenMemoryRecording(tokens={len(self)}, slots={self.reads.addresses.shape[-1]})"
+
+    @cached_property
+    def shares(self) -> PredictionShares:
+        """The parts of every prediction, exactly (docs/traces.md); takes O(T²) memory."""
+        addresses, scales = self.reads.addresses, self.reads.scales
+        decay, since_start = decay_between(self.reads.log_decays, self.restart.long().cumsum(-1))
+        mass = scales[:, None] * (addresses @ self.reads.writes.T) * decay
+        carried = torch.zeros_like(scales)
+        if self.carried_trace is not None:
+            carried = scales * since_start * (addresses @ self.carried_trace.sum(0))
+        total = 1 + mass.sum(-1) + carried
+        return PredictionShares(1 / total, mass / total[:, None], carried / total)
