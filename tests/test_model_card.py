@@ -190,6 +190,7 @@ LAYERS = {
         (*MIXER, *ATTENTION, "`layer_types`", "`num_attention_heads`"),
     ),
     "mixers": (ARCHITECTURES["mixer"], (*MEMORY, *MIXER, "| engram_mixer, engram_mixer |"), (*CELL, *ATTENTION)),
+    "token_memory": (ARCHITECTURES["token_memory"], ("token memory of 6 slots", "`token_memory_size` | 6 |"), ()),
     "hybrid": (ARCHITECTURES["hybrid"], (*MEMORY, *CELL, *MIXER, *ATTENTION, "state grows with the sequence"), ()),
     "transformer": (
         TRANSFORMER,

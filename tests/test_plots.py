@@ -163,9 +163,8 @@ def test_recording_needs_neither():
 
 
 def test_code_of_the_documentation_runs(tmp_path, monkeypatch, capsys):
-    [code] = re.findall(
-        r"^```python\n(.*?)^```", (ROOT / "docs/traces.md").read_text("utf-8"), re.MULTILINE | re.DOTALL
-    )
+    guide = (ROOT / "docs/traces.md").read_text("utf-8")
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```", guide, re.MULTILINE | re.DOTALL))
     (tmp_path / "model_cards").symlink_to(ROOT / "model_cards")
     monkeypatch.chdir(tmp_path)
     exec(code, {})
