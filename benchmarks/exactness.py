@@ -23,9 +23,10 @@ from hf_engram.dispatch_enn import SCAN_VARIABLE
 SHIPPED_REFERENCE = Path(__file__).parent.parent / "tests" / "fixtures" / "reference"
 STEPS = 150  # three chunks of the fast scan, the last one partial
 LAYERS = {
-    "cells": ("engram", "engram"),
-    "mixers": ("engram_mixer", "engram_mixer"),
-    "hybrid": ("engram_mixer", "full_attention"),
+    "cells": {"layer_types": ["engram", "engram"]},
+    "mixers": {"layer_types": ["engram_mixer", "engram_mixer"]},
+    "hybrid": {"layer_types": ["engram_mixer", "full_attention"]},
+    "token memory": {"layer_types": ["engram_mixer", "engram"], "token_memory_size": 12},
 }
 
 
@@ -41,7 +42,7 @@ def make_model(dtype: torch.dtype, layers: str, **options: object) -> EnnForCaus
     """A small two-layer language model with random weights."""
     torch.manual_seed(0)
     sizes = {"vocab_size": 97, "hidden_size": 32, "memory_size": 16, "num_hidden_layers": 2}
-    config = EnnConfig(**sizes, layer_types=list(LAYERS[layers]), residual=True, **options)
+    config = EnnConfig(**sizes, **LAYERS[layers], residual=True, **options)
     return EnnForCausalLM(config).to(dtype).eval()
 
 
