@@ -46,7 +46,7 @@ def token_memory_scan(
             old = (
                 written.new_zeros(batch, vocab_size, slots) if trace is None else since_start[:, -1, None, None] * trace
             )
-            trace = old.scatter_add(1, index, written)
+            trace = old.scatter_add_(1, index, written)  # in place: the trace is large, and this copy of it our own
     return torch.cat(recalled, 1)[:, order], trace if with_trace else None
 
 
