@@ -66,7 +66,7 @@ class StateLayer(LinearAttentionLayer, CacheLayerMixin):
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
         """Replace one state. Not in place: the old tensor may be part of a graph that is still to be traversed."""
         value = recurrent_states.detach()
-        if recurrent_states._is_view():  # the last hidden state is a view of those of all steps
+        if value.untyped_storage().nbytes() > value.nbytes:  # a view, as the last hidden state is of those of all steps
             value = value.clone()
         self.recurrent_states[state_idx] = value
         self.is_recurrent_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
