@@ -185,6 +185,7 @@ class EnnConfig(PreTrainedConfig):
         "encodings",
         "reads",
         "recall_entropy",
+        "token_reads",
     ]
 
     vocab_size: int | None = 32000

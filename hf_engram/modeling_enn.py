@@ -28,6 +28,7 @@ from .masks_enn import mean_entropy, padding_mask, slots_by_layer, step_masks
 from .mixer_enn import INITIAL_TEMPERATURE, INITIAL_TRACE_SCALE, EngramMixer, initial_decay_bias
 from .ops_enn import NO_MASKS, StepMasks
 from .ops_mixer_enn import MixerReads
+from .ops_token_memory_enn import TokenReads
 from .projections_enn import Projection, ResidualProjection
 from .safetensors_enn import SafetensorsOnly
 from .token_memory_enn import INITIAL_SCALE, INITIAL_TIMESCALE, TokenMemory
@@ -63,7 +64,14 @@ class EnnModelOutput(BaseModelOutputWithPast):
 
 @dataclass
 class EnnCausalLMOutput(EnnModelOutput, CausalLMOutputWithPast):
-    """`loss` (a scalar, when `labels` are given), `logits` `[B, T, vocab_size]`, and the backbone's outputs."""
+    """`loss` (a scalar, when `labels` are given), `logits` `[B, T, vocab_size]`, and the backbone's outputs.
+
+    Attributes:
+        token_reads: what every step asked the token memory and wrote into it (a [`TokenReads`]), with
+            `output_reads=True`; `None` without a token memory.
+    """
+
+    token_reads: TokenReads | None = None
 
 
 @dataclass
@@ -311,7 +319,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         With a token memory, `logits` are logarithms of probabilities; it reads `input_ids`, obeys `write_mask` and
         `plastic`, and knows nothing of `slot_mask`.
         """
-        masks = NO_MASKS
+        masks, token_reads = NO_MASKS, None
         if self.token_memory is not None:
             if input_ids is None:
                 raise ValueError(
@@ -337,7 +345,8 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             cache = outputs.past_key_values if past_key_values is None else past_key_values
             every_step = isinstance(logits_to_keep, int) and logits_to_keep == 0
             kept = None if every_step else torch.arange(input_ids.shape[1], device=logits.device)[keep]
-            logits = self._remember(logits, outputs.last_hidden_state, input_ids, cache, masks, plastic, kept)
+            logits, reads = self._remember(logits, outputs.last_hidden_state, input_ids, cache, masks, plastic, kept)
+            token_reads = reads if kwargs.get("output_reads") else None
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
@@ -352,6 +361,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             encodings=outputs.encodings,
             reads=outputs.reads,
             recall_entropy=outputs.recall_entropy,
+            token_reads=token_reads,
         )
 
     def _remember(
@@ -363,16 +373,16 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         masks: StepMasks,
         plastic: bool,
         kept: Tensor | None,
-    ) -> Tensor:
-        """Logits, mixed with what the token memory recalls; its new state goes to the cache."""
+    ) -> tuple[Tensor, TokenReads]:
+        """Logits, mixed with what the token memory recalls, and its reads; its new state goes to the cache."""
         cache = None if past_key_values is None else past_key_values.layers[-1]
         state = None if cache is None else cache.state
-        logits, state, _ = self.token_memory(
+        logits, state, reads = self.token_memory(
             logits, hidden_states, input_ids, state, masks, plastic, kept, with_state=cache is not None
         )
         if cache is not None:
             cache.store(state, input_ids.shape[1])
-        return logits
+        return logits, reads
 
 
 class EnnClassifier(EnnPreTrainedModel):

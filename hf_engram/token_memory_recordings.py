@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .decay_enn import decay_between
@@ -20,6 +21,13 @@ class PredictionShares(NamedTuple):
     network: Tensor  # [T], the network's own prediction
     tokens: Tensor  # [T (prediction), T (token)], what each token of the sequence wrote: all of it is for that token
     carried: Tensor  # [T], what the memory was handed over with
+
+
+class TokenParts(NamedTuple):
+    """What a token memory adds to the probability of one token."""
+
+    tokens: Tensor  # [T], from what each token of the sequence wrote
+    carried: Tensor  # a scalar, from what the memory was handed over with
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,3 +63,17 @@ class TokenMemoryRecording:
             carried = scales * since_start * (addresses @ self.carried_trace.sum(0))
         total = 1 + mass.sum(-1) + carried
         return PredictionShares(1 / total, mass / total[:, None], carried / total)
+
+    def parts_of(self, token_id: int, step: int = -1) -> TokenParts:
+        """What the memory adds to the probability of one token after token `step`; takes O(T) memory."""
+        read = step % len(self) + 1
+        tokens, addresses, writes, scales, log_decays = (value[:read] for value in self.reads)
+        documents = self.restart[:read].cumsum(0)
+        left = F.pad(log_decays[1:].flip(0).cumsum(0).flip(0), (0, 1)).exp() * (documents == documents[-1])
+        mass = scales[-1] * (writes @ addresses[-1]) * left
+        carried = mass.new_zeros(token_id + 1)
+        if self.carried_trace is not None and documents[-1] == 0:
+            carried = scales[-1] * log_decays.sum().exp() * (self.carried_trace @ addresses[-1])
+        total = 1 + mass.sum() + carried.sum()
+        own = F.pad(mass * (tokens == token_id), (0, len(self) - read))
+        return TokenParts(own / total, carried[token_id] / total)

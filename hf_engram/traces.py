@@ -17,7 +17,7 @@ from .mixer_recordings import HeadRecording, MixerRecording
 from .packets import MixerWrites, Packet
 from .recorder import Recorder, record
 from .recordings import LayerRecording, Recording
-from .token_memory_recordings import PredictionShares, TokenMemoryRecording
+from .token_memory_recordings import PredictionShares, TokenMemoryRecording, TokenParts
 
 __all__ = [
     "Attribution",
@@ -36,6 +36,7 @@ __all__ = [
     "Recorder",
     "Recording",
     "TokenMemoryRecording",
+    "TokenParts",
     "counterfactual",
     "record",
 ]

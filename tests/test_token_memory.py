@@ -151,6 +151,12 @@ def test_every_prediction_is_shared_out_among_the_network_and_the_tokens_that_wr
         close((predicted - from_tokens).sum(-1), shares.network + shares.carried)
         assert (shares.carried > 0).tolist() == [row == 0 or t < 8 for t in range(len(memory))]
         assert carried[row].sum() > 1
+        for step, token_id in ((0, 5), (6, int(recording.token_ids[3])), (-1, int(recording.token_ids[-2]))):
+            parts = memory.parts_of(token_id, step)
+            close(parts.tokens, shares.tokens[step] * (recording.token_ids == token_id))
+            address = memory.reads.addresses[step]
+            again = (carried[row, token_id] @ address) / (carried[row].sum(0) @ address)
+            close(parts.carried, shares.carried[step] * again)
 
 
 def test_recording_while_generating_equals_recording_the_text_at_once():

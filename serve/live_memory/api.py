@@ -4,8 +4,9 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from torch import Tensor
 
-from hf_engram.traces import Parts, Recorder
+from hf_engram.traces import Parts, PredictionShares, Recorder
 
 from .controls import Controls, parse_slots
 from .limits import Limits
@@ -69,6 +70,9 @@ def generate_with_trace(
 
         - `text`, `is_prompt`, and `probability`, `None` in the prompt;
         - `recall`, the weights over slots as lists `[memories][slots]`;
+        - `prediction`, where the model has a token memory, who makes the prediction of the next token, in parts that
+          sum to 1: `network`; `carried`, from a memory that was there before; `tokens`, a list of `[index, share]`,
+          each for that token to come again; and `others`, the sum of all with a share below 0.001;
         - `sources`, per memory, what it recalled in parts whose shares sum to 1: `bank`; `carried`, from a memory that
           was there before; `clip`; `tokens`, a list of `[index of the writer, share]`; and `others`, the sum of all
           writers with a share below 0.001.
@@ -83,35 +87,50 @@ def generate_with_trace(
     memories = [memory for layer in recording.layers for memory in layer.heads or (layer,)]
     parts = [memory.attribution.contribution for memory in memories]
     recall = np.stack([memory.recall.numpy() for memory in memories], 1)  # [T, M, N]
+    shares = None if recording.token_memory is None else recording.token_memory.shares
     return {
         "model": loaded.choice.name,
         "text": "".join(step.text for step in steps),
         "finish_reason": stream.finish_reason,
         "memories": [{"layer": memory.layer, "head": memory.head} for memory in watched_memories(loaded.model)],
-        "tokens": [token_entry(step, recall, parts, index) for index, step in enumerate(steps)],
+        "tokens": [token_entry(step, recall, parts, shares, index) for index, step in enumerate(steps)],
         "trace": [rounded(trace) for trace, _ in traces(stream.memory)],
     }
 
 
-def token_entry(step: TokenStep, recall: np.ndarray, parts: list[Parts], index: int) -> dict[str, Any]:
+def token_entry(
+    step: TokenStep, recall: np.ndarray, parts: list[Parts], shares: PredictionShares | None, index: int
+) -> dict[str, Any]:
     """One token of the answer."""
+    prediction = {}
+    if shares is not None:
+        network, carried = rounded(shares.network[index]), rounded(shares.carried[index])
+        prediction["prediction"] = {"network": network, "carried": carried, **by_token(shares.tokens[index])}
     return {
         "text": step.text,
         "is_prompt": step.is_prompt,
         "probability": None if step.probability is None else round(step.probability, DIGITS),
         "recall": rounded(recall[index]),
         "sources": [sources(of_memory, index) for of_memory in parts],
+        **prediction,
     }
 
 
 def sources(contribution: Parts, index: int) -> dict[str, Any]:
     """Where the recall of token `index` from one memory came from."""
-    shares = np.asarray(contribution.tokens[index])
-    named = np.flatnonzero(np.abs(shares) >= LEAST_SHARE)
     return {
         "bank": rounded(contribution.bank[index]),
         "carried": rounded(contribution.carried[index]),
         "clip": rounded(contribution.clip[index]),
+        **by_token(contribution.tokens[index]),
+    }
+
+
+def by_token(tokens: Tensor) -> dict[str, Any]:
+    """The shares of all tokens `[T]`, those that are large by index, the others as their sum."""
+    shares = np.asarray(tokens)
+    named = np.flatnonzero(np.abs(shares) >= LEAST_SHARE)
+    return {
         "tokens": [[int(writer), rounded(shares[writer])] for writer in named],
         "others": rounded(shares.sum() - shares[named].sum()),
     }

@@ -109,6 +109,9 @@ def encode_step(step: TokenStep) -> dict[str, Any]:
     if step.probability is not None:
         encoded["probability"] = round(step.probability, 5)
         encoded["candidates"] = [[text, round(probability, 5)] for text, probability in step.candidates]
+    if step.remembered is not None:
+        writers = [[index, round(part, 5)] for index, part in step.remembered.writers]
+        encoded["remembered"] = {"probability": round(step.remembered.probability, 5), "writers": writers}
     usual = Settings()._asdict()
     return encoded | {name: value for name, value in step.settings._asdict().items() if value != usual[name]}
 

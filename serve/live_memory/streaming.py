@@ -17,6 +17,7 @@ from hf_engram import EnnForCausalLM
 
 from .controls import Controls, Settings, SettingsSource
 from .memories import replayable
+from .remembered import Remembered, TokenMemoryLog
 from .sampling import Sampler, Sampling
 
 PROMPT_CHUNK = 64  # tokens read between two looks at the controls
@@ -40,6 +41,7 @@ class TokenStep(NamedTuple):
         memories: float32 `[F]`, what it recalled from every memory and wrote there (`memories.replayable`).
         probability: what the model gave it (before temperature and top-p), `None` for tokens that were given.
         candidates: the most likely tokens at its place, `()` for tokens that were given.
+        remembered: what the token memory added to `probability`; `None` for tokens that were given, and without one.
     """
 
     token_id: int
@@ -49,6 +51,7 @@ class TokenStep(NamedTuple):
     memories: np.ndarray
     probability: float | None = None
     candidates: tuple[Candidate, ...] = ()
+    remembered: Remembered | None = None
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, prompt: str, most: int) -> list[int]:
@@ -109,6 +112,7 @@ class TokenStream:
         self.finish_reason = ""
         self._decoder = DecodeStream(skip_special_tokens=True)
         self._names: dict[int, str] = {}
+        self._log = TokenMemoryLog(model, self.memory)
 
     def __iter__(self) -> Iterator[list[TokenStep]]:
         """Yield the given tokens in chunks, then every new token."""
@@ -132,10 +136,11 @@ class TokenStream:
             if token_id in eos_ids:
                 self.finish_reason = "eos"
                 return
-            chances = logits[0].softmax(-1)
+            chances, remembered = logits[0].softmax(-1), self._log.part_of(token_id)
             settings, _ = self.source.next(index, 1)
             logits, (step,) = self._read(index, [token_id], settings)
-            yield [step._replace(probability=float(chances[token_id]), candidates=self._candidates(chances))]
+            chosen = {"probability": float(chances[token_id]), "candidates": self._candidates(chances)}
+            yield [step._replace(**chosen, remembered=remembered)]
             index += 1
         self.finish_reason = "length"
 
@@ -158,6 +163,7 @@ class TokenStream:
             **settings.model_options(self.model.config, len(ids)),
         )
         memories = replayable(self.model, output, settings)
+        self._log.add(output.token_reads, settings.cleared)
         steps = []
         for offset, token_id in enumerate(ids):
             text = self._decoder.step(self.tokenizer.backend_tokenizer, token_id) or ""

@@ -19,6 +19,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from huggingface_hub import constants
 
+from hf_engram.traces import record
 from serve.live_memory.limits import Limits
 from serve.live_memory.models import LoadedModel, ModelChoice
 
@@ -80,6 +81,24 @@ def test_the_sources_of_every_token_in_the_answer_add_up(client):
             written = sum(share for _, share in layer["tokens"])
             total = layer["bank"] + layer["carried"] + layer["clip"] + layer["others"] + written
             assert total == pytest.approx(1, abs=1e-3)
+
+
+def test_a_model_with_a_token_memory_says_who_makes_its_predictions(serve, make_model, tokenizer):
+    model = make_model(token_memory_size=8)
+    page = serve(LoadedModel(ModelChoice("tiny"), model, tokenizer, "text"))
+    answer = Client(page.local_url, verbose=False).predict(PROMPT, api_name="/generate", **GREEDY)
+    with torch.no_grad():
+        [recording] = record(model, tokenizer(answer["text"], return_tensors="pt")["input_ids"])
+    shares = recording.token_memory.shares
+    for index, token in enumerate(answer["tokens"]):
+        said = token["prediction"]
+        assert said["network"] == pytest.approx(float(shares.network[index]), abs=1e-4)
+        assert said["carried"] == 0
+        written = sum(share for _, share in said["tokens"])
+        assert said["network"] + written + said["others"] == pytest.approx(1, abs=2e-3)
+        for writer, share in said["tokens"]:
+            assert share == pytest.approx(float(shares.tokens[index, writer]), abs=1e-4)
+    assert answer["tokens"][-1]["prediction"]["tokens"]
 
 
 def test_the_same_seed_gives_the_same_answer_and_interventions_count(client):

@@ -254,6 +254,16 @@ def test_the_most_likely_tokens_are_named_beside_the_one_that_was_chosen(visitor
     expect(visitor.page.locator("#memory .candidates .title")).to_contain_text("most likely were")
 
 
+def test_what_the_token_memory_added_to_a_choice_is_told(serve, visit, make_model, tokenizer):
+    model = make_model(token_memory_size=8)
+    with torch.no_grad():
+        model.token_memory.scale.bias.fill_(4.0)  # what it recalls outweighs the network's own prediction
+    visitor = visit(serve(LoadedModel(ModelChoice("tiny"), model, tokenizer, "text")).local_url)
+    visitor.generate(PROMPT)
+    title = visitor.page.locator("#memory .candidates .title")
+    expect(title).to_have_text(re.compile(r"had [\d.]+ %, [\d.]+ % of it remembered, by token \d+ \([\d.]+ %\)"))
+
+
 def test_an_empty_prompt_is_answered_with_a_sentence(visitor):
     visitor.fill("")
     visitor.press("Generate")

@@ -7,6 +7,7 @@ from replays import replay, take_apart, trace_values
 from transformers import DynamicCache
 
 from hf_engram import as_new_sequence
+from hf_engram.traces import record
 from serve.live_memory.controls import Controls
 from serve.live_memory.memories import traces
 from serve.live_memory.sampling import Sampling
@@ -79,6 +80,30 @@ def test_probabilities_are_those_of_the_model(model, stream):
     assert [p for _, p in first.candidates] == pytest.approx(chances.topk(3).values.tolist(), rel=1e-5)
     assert first.candidates[0].text == first.text
     assert steps[0].probability is None
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_what_the_token_memory_adds_to_a_choice_is_what_is_recorded(make_model, tokenizer, stream, carried):
+    model = make_model(token_memory_size=8)
+    ids = torch.tensor([tokenizer(PROMPT)["input_ids"]])
+
+    def memory():
+        return as_new_sequence(model(ids, use_cache=True).past_key_values) if carried else None
+
+    run = [step for steps in stream(model=model, memory=memory()) for step in steps]
+    token_ids = torch.tensor([[step.token_id for step in run]])
+    [recording] = record(model, token_ids, past_key_values=memory())
+    first = next(index for index, step in enumerate(run) if not step.is_prompt)
+    assert all(step.remembered is None for step in run[:first])
+    for index, step in enumerate(run[first:], first):
+        parts = recording.token_memory.parts_of(step.token_id, index - 1)
+        assert step.remembered.probability == pytest.approx(float(parts.tokens.sum() + parts.carried), abs=1e-5)
+        assert step.remembered.probability <= step.probability
+        for writer, part in step.remembered.writers:
+            assert token_ids[0, writer] == step.token_id
+            assert part == pytest.approx(float(parts.tokens[writer]), abs=1e-5)
+    assert any(step.remembered.writers for step in run[first:])
+    assert (float(parts.carried) > 0) == carried
 
 
 def test_stop_ends_the_text_before_the_next_token(stream):

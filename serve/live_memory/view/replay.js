@@ -26,6 +26,7 @@ class Replay {
       slotsOff: new Set(packet.slots_off),
       probability: packet.probability ?? null,
       candidates: packet.candidates ?? [],
+      remembered: packet.remembered ?? null,
       chances: packet.chances ?? [],
     };
     this.tokens.push(token);

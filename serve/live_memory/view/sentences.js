@@ -45,6 +45,16 @@ function tokenSentence(view, run, index, writers, unit) {
   return `${place} recalls slot ${top} most: ${percent(recall[top])} (even share: ${percent(1 / recall.length)}).${who}${note}`;
 }
 
+// What the token memory added is told from one percent on.
+function chanceSentence(token) {
+  const { probability, remembered } = token;
+  const had = `${quoted(token)} had ${percent(probability)}`;
+  if (!remembered || remembered.probability < 0.01 * probability) return had;
+  const writers = remembered.writers.map(([index, part]) => `${index + 1} (${percent(part / probability)})`).join(", ");
+  const by = writers ? `, by token ${writers}` : "";
+  return `${had}, ${percent(remembered.probability / probability)} of it remembered${by}`;
+}
+
 function lagsSentence({ averages }, unit) {
   const top = averages ? `the ${unit} itself` : `the ${unit} just before`;
   return `top: ${top} · bottom: ${averages ? LAGS - 1 : LAGS} ${unit}s before`;

@@ -214,7 +214,7 @@ function showCandidates(token) {
   const list = find(".candidates ol");
   if (list.shown === token) return;
   list.shown = token;
-  show(".candidates .title", token?.candidates.length ? `${quoted(token)} had ${percent(token.probability)}; most likely were` : "");
+  show(".candidates .title", token?.candidates.length ? `${chanceSentence(token)}; most likely were` : "");
   const rows = (token?.candidates ?? []).map(([text, probability]) => {
     const row = document.createElement("li");
     row.textContent = `${named({ text })} ${percent(probability)}`;
