@@ -31,6 +31,11 @@ def kept_runs(folder):
     return results
 
 
+def options_of(folder):
+    """What a run was asked, by name."""
+    return dict(zip(*[iter(json.loads((folder / OPTIONS_FILE).read_text())["options"])] * 2, strict=True))
+
+
 @named
 def test_the_readme_says_what_the_kept_runs_found(folder):
     comparison = comparison_of(folder)
@@ -46,13 +51,33 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
 def test_a_kept_run_is_one_of_the_comparison(folder):
     comparison = comparison_of(folder)
     config = yaml.safe_load(Path(comparison.config).read_text(encoding="utf-8"))
-    for path in folder.glob(f"*/seed-*/{OPTIONS_FILE}"):
-        model, seed = path.parent.parent.name, int(path.parent.name.removeprefix("seed-"))
+    runs = list(folder.glob(f"*/*/{OPTIONS_FILE}"))
+    assert runs
+    for path in runs:
+        model, (kind, _, number) = path.parent.parent.name, path.parent.name.rpartition("-")
         run = json.loads(path.read_text())
         assert run["config"] == config
-        options = dict(zip(*[iter(run["options"])] * 2, strict=True))
+        options = options_of(path.parent)
         # Beside the comparison's own options, a run may have been told where its data are.
         comparison.options = {name: options[f"--{name}"] for name in ("dataset_name", "dataset_config")}
         rate = float(options["--learning_rate"])
         assert rate in comparison.learning_rates
-        assert comparison.command_line(model, seed, path.parent, learning_rate=rate)[1:] == run["options"]
+        if kind == "seed":
+            seed, search = int(number), {}
+        else:  # one of the runs that find the rate
+            assert rate == float(number)
+            seed, search = comparison.seeds[0], comparison.search_options
+        assert comparison.command_line(model, seed, path.parent, **search, learning_rate=rate)[1:] == run["options"]
+
+
+@named
+def test_kept_runs_have_the_best_rate_of_those_that_were_tried(folder):
+    for model, runs in kept_runs(folder).items():
+        losses = {
+            float(path.parent.name.removeprefix("learning-rate-")): json.loads(path.read_text())["validation_loss"]
+            for path in folder.glob(f"{model}/learning-rate-*/all_results.json")
+        }
+        assert sorted(losses) == comparison_of(folder).learning_rates
+        for seed in runs:
+            rate = options_of(folder / model / f"seed-{seed}")["--learning_rate"]
+            assert float(rate) == min(losses, key=losses.get)
