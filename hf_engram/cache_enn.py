@@ -65,9 +65,7 @@ class StateLayer(LinearAttentionLayer, CacheLayerMixin):
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
         """Replace one state. Not in place: the old tensor may be part of a graph that is still to be traversed."""
-        value = recurrent_states.detach()
-        if value.untyped_storage().nbytes() > value.nbytes:  # a view, as the last hidden state is of those of all steps
-            value = value.clone()
+        value = recurrent_states.detach().clone()  # the last hidden state is a view of the hidden states of all steps
         self.recurrent_states[state_idx] = value
         self.is_recurrent_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
         self.device, self.dtype = value.device, value.dtype
