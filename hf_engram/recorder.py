@@ -128,15 +128,15 @@ class Recorder:
             else:
                 of_row = MixerWrites(*(value[row][:, valid] for value in next(mixer_writes)))
                 layers.append(mixer_recording(layer.mixer, recall[row, valid], of_row, carried_row, about))
-        return Recording(tokens, token_ids, tuple(layers), self._row_of_token_memory(run, row, tokens))
+        return Recording(tokens, token_ids, tuple(layers), self._row_of_token_memory(run, row))
 
-    def _row_of_token_memory(self, run: Packet, row: int, tokens: tuple[str, ...]) -> TokenMemoryRecording | None:
+    def _row_of_token_memory(self, run: Packet, row: int) -> TokenMemoryRecording | None:
         if run.token_reads is None:
             return None
         valid, carried = run.valid[row], self._carried_tokens
         reads = TokenReads(*(value[row, valid] for value in run.token_reads))
         carried = None if carried is None else carried[row].cpu().to(reads.addresses.dtype)
-        return TokenMemoryRecording(tokens, reads, run.restart[row, valid], carried)
+        return TokenMemoryRecording(reads, run.restart[row, valid], carried)
 
     def _before(self, backbone: EnnModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         if threading.get_ident() != self._thread:

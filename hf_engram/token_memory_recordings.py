@@ -35,19 +35,17 @@ class TokenMemoryRecording:
     """The token memory while one sequence was read.
 
     Attributes:
-        tokens: the text of each token, as in the [`Recording`].
         reads: what each token asked and wrote ([`TokenReads`], without the axis of rows).
         restart: the tokens before which the memory was cleared, bool `[T]`.
         carried_trace: the memory before the first token, `[V, N]`; `None` if it was empty.
     """
 
-    tokens: tuple[str, ...]
     reads: TokenReads
     restart: Tensor
     carried_trace: Tensor | None
 
     def __len__(self) -> int:
-        return len(self.tokens)
+        return len(self.reads.tokens)
 
     def __repr__(self) -> str:
         return f"TokenMemoryRecording(tokens={len(self)}, slots={self.reads.addresses.shape[-1]})"
@@ -71,9 +69,9 @@ class TokenMemoryRecording:
         documents = self.restart[:read].cumsum(0)
         left = F.pad(log_decays[1:].flip(0).cumsum(0).flip(0), (0, 1)).exp() * (documents == documents[-1])
         mass = scales[-1] * (writes @ addresses[-1]) * left
-        carried = mass.new_zeros(token_id + 1)
+        total, of_carried = 1 + mass.sum(), mass.new_zeros(())
         if self.carried_trace is not None and documents[-1] == 0:
             carried = scales[-1] * log_decays.sum().exp() * (self.carried_trace @ addresses[-1])
-        total = 1 + mass.sum() + carried.sum()
+            total, of_carried = total + carried.sum(), carried[token_id]
         own = F.pad(mass * (tokens == token_id), (0, len(self) - read))
-        return TokenParts(own / total, carried[token_id] / total)
+        return TokenParts(own / total, of_carried / total)

@@ -102,18 +102,17 @@ def token_entry(
     step: TokenStep, recall: np.ndarray, parts: list[Parts], shares: PredictionShares | None, index: int
 ) -> dict[str, Any]:
     """One token of the answer."""
-    prediction = {}
-    if shares is not None:
-        network, carried = rounded(shares.network[index]), rounded(shares.carried[index])
-        prediction["prediction"] = {"network": network, "carried": carried, **by_token(shares.tokens[index])}
-    return {
+    entry = {
         "text": step.text,
         "is_prompt": step.is_prompt,
         "probability": None if step.probability is None else round(step.probability, DIGITS),
         "recall": rounded(recall[index]),
         "sources": [sources(of_memory, index) for of_memory in parts],
-        **prediction,
     }
+    if shares is not None:
+        network, carried = rounded(shares.network[index]), rounded(shares.carried[index])
+        entry["prediction"] = {"network": network, "carried": carried, **by_token(shares.tokens[index])}
+    return entry
 
 
 def sources(contribution: Parts, index: int) -> dict[str, Any]:

@@ -45,9 +45,7 @@ class TokenMemoryLog:
         if not self._reads:
             return None
         self._reads = [TokenReads(*(torch.cat(values) for values in zip(*self._reads, strict=True)))]
-        recording = TokenMemoryRecording(
-            ("",) * len(self._cleared), self._reads[0], torch.tensor(self._cleared), self._carried
-        )
+        recording = TokenMemoryRecording(self._reads[0], torch.tensor(self._cleared), self._carried)
         parts = recording.parts_of(token_id)
         most = parts.tokens.topk(min(WRITERS, len(parts.tokens)))
         writers = tuple((i, p) for i, p in zip(most.indices.tolist(), most.values.tolist(), strict=True) if p > 0)
