@@ -31,6 +31,7 @@ class StateLayer(LinearAttentionLayer, CacheLayerMixin):
     """
 
     state_class: ClassVar[type[LayerState]]
+    made_anew: ClassVar[frozenset[str]] = frozenset()  # large fields that no view and no older state shares: kept as is
     is_compileable = False
     is_croppable = False
     supports_early_init = False
@@ -58,14 +59,15 @@ class StateLayer(LinearAttentionLayer, CacheLayerMixin):
 
     def store(self, state: LayerState, num_tokens: int) -> None:
         """Keep `state`, detached from the graph that made it, and count `num_tokens` more tokens per row."""
-        for index, value in enumerate(state):
-            self.update_recurrent_state(value, index)
+        for index, (name, value) in enumerate(zip(state._fields, state, strict=True)):
+            # The last hidden state, for one, is a view of the hidden states of all steps, and would keep them all.
+            self.update_recurrent_state(value if name in self.made_anew else value.clone(), index)
         self.sequence_length += num_tokens
         self.tokens_seen += num_tokens
 
     def update_recurrent_state(self, recurrent_states: Tensor, state_idx: int = 0, **kwargs: Any) -> Tensor:
         """Replace one state. Not in place: the old tensor may be part of a graph that is still to be traversed."""
-        value = recurrent_states.detach().clone()  # the last hidden state is a view of the hidden states of all steps
+        value = recurrent_states.detach()
         self.recurrent_states[state_idx] = value
         self.is_recurrent_states_initialized[state_idx] = self.has_previous_state[state_idx] = True
         self.device, self.dtype = value.device, value.dtype
@@ -134,6 +136,7 @@ class MixerCacheLayer(StateLayer):
 
     _layer_type = "engram_mixer"
     state_class = MixerState
+    made_anew = frozenset({"trace"})
 
     @staticmethod
     def shapes(config: EnnConfig, rows: int, state: LayerState) -> list[tuple[int, ...]]:
@@ -161,6 +164,7 @@ class TokenMemoryCacheLayer(StateLayer):
 
     _layer_type = "token_memory"
     state_class = TokenMemoryState
+    made_anew = frozenset({"trace"})
 
     @staticmethod
     def shapes(config: EnnConfig, rows: int, state: LayerState) -> list[tuple[int, ...]]:

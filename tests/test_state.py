@@ -90,6 +90,22 @@ def test_state_is_float32_with_a_size_that_does_not_depend_on_the_length():
         assert before.untyped_storage().nbytes() == after.untyped_storage().nbytes()
 
 
+@architectures
+@pytest.mark.parametrize("steps", [1, 2, 100, 300])
+@pytest.mark.parametrize("plastic", [True, False])
+def test_a_stored_state_holds_no_more_than_itself_and_never_changes(architecture, steps, plastic):
+    model = tiny_model(**architecture)
+    past_key_values = model(tokens(2, 3)).past_key_values
+    before = [layer.state for layer in past_key_values.layers]
+    copies = copy.deepcopy(before)
+    model(tokens(2, steps), past_key_values=past_key_values, plastic=plastic)
+    same(before, copies)
+    for layer in past_key_values.layers:
+        for tensor in layer.state:
+            assert tensor.untyped_storage().nbytes() == tensor.nbytes
+            assert not any(tensor is old for state in before for old in state)
+
+
 def test_sequence_length_counts_tokens_and_padding():
     model, inputs = tiny_model(), left_padded([3, 5])
     past_key_values = model(**inputs).past_key_values
