@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind
 
+BY_PLACE = "test_loss_from_"  # and how many tokens of its document were read before a token
 Results = dict[str, dict[int, dict[str, Any]]]  # for every model and seed, what the run's all_results.json holds
 
 
@@ -48,6 +49,9 @@ def summarize(
         results: of the runs.
         searched: for every model that searched the grid and every learning rate, its score on the validation data.
         learning_rates: the best of them.
+
+    Models of text also have their tokens per second in training, and the loss of a token by how many tokens of its
+    document were read before it: at least so many, and fewer than the next such number.
     """
     values = {name: [run[metric] for run in runs.values()] for name, runs in results.items()}
     models = {
@@ -57,14 +61,27 @@ def summarize(
             "values": dict(zip(map(str, runs), values[name], strict=True)),
             "parameters": next(iter(runs.values()))["parameters"],
             "state_bytes": next(iter(runs.values()))["state_bytes"],
-            "seconds": float(np.mean([run["train_seconds"] for run in runs.values()])),
+            "seconds": mean_of(runs, "train_seconds"),
         }
         for name, runs in results.items()
     }
+    for name, runs in results.items():
+        places = [metric for metric in next(iter(runs.values())) if metric.startswith(BY_PLACE)]
+        if places:
+            models[name]["tokens_per_second"] = mean_of(runs, "train_tokens_per_second")
+            models[name]["loss_by_tokens_before"] = {
+                place: mean_of(runs, f"{BY_PLACE}{place}")
+                for place in sorted(int(metric.removeprefix(BY_PLACE)) for metric in places)
+            }
     for name, rate in learning_rates.items():
         scores = {f"{tried:g}": score for tried, score in searched[name].items()}
         models[name] |= {"learning_rate": rate, "searched": scores}
     return {"metric": metric, "config": config, "models": models, "tests": pairwise_tests(values)}
+
+
+def mean_of(runs: dict[int, dict[str, Any]], metric: str) -> float:
+    """A metric's mean over the seeds."""
+    return float(np.mean([run[metric] for run in runs.values()]))
 
 
 def table(summary: dict[str, Any]) -> str:
@@ -76,14 +93,28 @@ def table(summary: dict[str, Any]) -> str:
     ]
     for name, model in summary["models"].items():
         by_seed = ", ".join(f"{seed}: {number(value)}" for seed, value in model["values"].items())
+        mean = f"{number(model['mean'])} ± {number(model['std'], of_size=model['mean'])}"
         lines.append(
-            f"| {name} | {model['parameters']:,} | {model['state_bytes']:,} | {number(model['mean'])} ± "
-            f"{number(model['std'])} | {by_seed} | {model['seconds']:,.0f} |"
+            f"| {name} | {model['parameters']:,} | {model['state_bytes']:,} | {mean} | {by_seed} | "
+            f"{model['seconds']:,.0f} |"
         )
     lines += ["", "| pair | difference of means | p (Welch) | p (Holm) |", "| --- | --- | --- | --- |"]
     for test in summary["tests"]:
         pair = " - ".join(test["models"])
         lines.append(f"| {pair} | {test['difference']:+.4g} | {test['p']:.3g} | {test['p_holm']:.3g} |")
+    read = {name: model for name, model in summary["models"].items() if "loss_by_tokens_before" in model}
+    if read:
+        places = list(next(iter(read.values()))["loss_by_tokens_before"])
+        lines += [
+            "",
+            "| test loss of a token, by the tokens of its document before it | "
+            + " | ".join(f"from {place}" for place in places)
+            + " | tokens/s in training |",
+            "| --- |" + " --- |" * (len(places) + 1),
+        ]
+        for name, model in read.items():
+            losses = " | ".join(f"{loss:.3f}" for loss in model["loss_by_tokens_before"].values())
+            lines.append(f"| {name} | {losses} | {model['tokens_per_second']:,.0f} |")
     searched = {name: model for name, model in summary["models"].items() if "searched" in model}
     if searched:
         rates = list(next(iter(searched.values()))["searched"])
@@ -99,9 +130,10 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def number(value: float) -> str:
-    """Shares to four places, perplexities to one."""
-    return f"{value:.4f}" if abs(value) < 10 or np.isnan(value) else f"{value:.1f}"
+def number(value: float, of_size: float | None = None) -> str:
+    """Shares to four places, perplexities to one, and what goes with a number `of_size` as that one."""
+    size = value if of_size is None else of_size
+    return f"{value:.4f}" if abs(size) < 10 or np.isnan(size) else f"{value:.1f}"
 
 
 def draw(metric: str, runs: dict[str, list[Path]], path: Path) -> None:

@@ -3,11 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from train.compare import OPTIONS_FILE, read_comparison
-from train.comparison_report import number, summarize
+from train.comparison_report import number, summarize, table
 
 KEPT = sorted(folder for folder in Path("docs/results").iterdir() if folder.is_dir())
 ROWS = [
@@ -45,6 +46,18 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
         by_seed = ", ".join(number(value) for value in model["values"].values())
         said = {f"{model['parameters']:,}", f"{model['state_bytes']:,}", by_seed}
         assert any(said <= set(row) for row in ROWS), (name, said)
+
+
+@named
+def test_the_table_tells_losses_by_what_was_read_before_and_the_speed(folder):
+    comparison, runs = comparison_of(folder), kept_runs(folder)
+    printed = table(summarize(comparison.metric, comparison.config, runs, {}, {}))
+    assert "| from 0 | from 64 | from 256 | from 1024 | tokens/s in training |" in printed
+    for model, seeds in runs.items():
+        names = [f"test_loss_from_{place}" for place in (0, 64, 256, 1024)]
+        losses = " | ".join(f"{np.mean([run[name] for run in seeds.values()]):.3f}" for name in names)
+        speed = np.mean([run["train_tokens_per_second"] for run in seeds.values()])
+        assert f"| {model} | {losses} | {speed:,.0f} |" in printed
 
 
 @named
