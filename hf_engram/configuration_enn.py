@@ -156,6 +156,9 @@ class EnnConfig(PreTrainedConfig):
             Height and width of a patch, for `image_sequence="patch"`.
         pixel_permutation_seed (`int`, *optional*):
             Read the steps of an image in a fixed random order made from this seed.
+        position_embedding_size (`int`, *optional*):
+            Width of a learned embedding of every step's place in the image, which the first layer reads beside the
+            pixels, so that the memory can be addressed by places. `None`: none.
         tie_word_embeddings (`bool`, *optional*, defaults to `True`):
             Use the token embeddings as the language head; needs `embedding_size == hidden_size`.
         use_cache (`bool`, *optional*, defaults to `True`):
@@ -227,6 +230,7 @@ class EnnConfig(PreTrainedConfig):
     num_channels: int = 1
     patch_size: int = 4
     pixel_permutation_seed: int | None = None
+    position_embedding_size: int | None = None
     tie_word_embeddings: bool = True
     use_cache: bool = True
     bos_token_id: int | None = None
@@ -283,9 +287,15 @@ class EnnConfig(PreTrainedConfig):
 
     @property
     def image_step_size(self) -> int:
-        """Features of one step of an image sequence: a row, a pixel or a patch, all channels."""
+        """Features of one step of an image sequence: a row, pixel or patch, all channels, and its place's embedding."""
         pixels = {"row": self.image_size, "pixel": 1, "patch": self.patch_size**2}
-        return self.num_channels * pixels.get(self.image_sequence, 1)
+        return self.num_channels * pixels.get(self.image_sequence, 1) + (self.position_embedding_size or 0)
+
+    @property
+    def image_steps(self) -> int:
+        """Steps of an image sequence."""
+        steps = {"row": self.image_size, "patch": (self.image_size // self.patch_size) ** 2}
+        return steps.get(self.image_sequence, self.image_size**2)
 
     def validate_sizes(self) -> None:
         """Sizes are positive."""
@@ -329,7 +339,13 @@ class EnnConfig(PreTrainedConfig):
             f"a positive integer, or None{'' if has_tokens else ' where there is no vocabulary'}",
         )
         self._require("pooling", self.pooling in POOLINGS, f"one of {POOLINGS}")
-        if self.image_sequence is None:
+        places, has_images = self.position_embedding_size, self.image_sequence is not None
+        self._require(
+            "position_embedding_size",
+            places is None or (places >= 1 and has_images),
+            f"a positive integer, or None{'' if has_images else ' where there are no images (image_sequence)'}",
+        )
+        if not has_images:
             return
         self._require("image_sequence", self.image_sequence in IMAGE_SEQUENCES, f"one of {IMAGE_SEQUENCES} or None")
         self._require("image_size", self.image_size >= 1, "a positive integer")
@@ -340,7 +356,7 @@ class EnnConfig(PreTrainedConfig):
         self._require(
             "embedding_size",
             self.embedding_size == self.image_step_size,
-            f"{self.image_step_size} (one {self.image_sequence} of the image) or None",
+            f"{self.image_step_size} (one {self.image_sequence} of the image, and position_embedding_size) or None",
         )
 
     def validate_layer_type(self) -> None:

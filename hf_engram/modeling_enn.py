@@ -23,6 +23,7 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .cache_enn import are_of_types, empty_state, misfit, own_layers
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
+from .images_enn import PositionEmbeddings, image_to_sequence
 from .layers_enn import EnnCell, Pooling, StatefulLayer, initial_gate_bias, make_layer
 from .masks_enn import mean_entropy, padding_mask, slots_by_layer, step_masks
 from .mixer_enn import INITIAL_TEMPERATURE, INITIAL_TRACE_SCALE, EngramMixer, initial_decay_bias
@@ -123,6 +124,8 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
                 init.constant_(temperature, math.log(INITIAL_TEMPERATURE))
             heads = module.num_heads
             init.copy_(module.plasticity.bias, torch.cat([torch.zeros(heads), initial_decay_bias(heads)]))
+        elif isinstance(module, PositionEmbeddings):
+            init.normal_(module.weight)  # as large as standardised pixels, beside which they are read
         elif isinstance(module, TokenMemory):
             init.normal_(module.slot_keys)
             init.zeros_(module.scale.weight)
@@ -476,6 +479,20 @@ class EnnForImageClassification(EnnClassifier):
                 f"EnnForImageClassification needs `image_sequence` in the config; allowed: {IMAGE_SEQUENCES}."
             )
         super().__init__(config)
+        width = config.position_embedding_size
+        self.position_embeddings = None if width is None else PositionEmbeddings(config.image_steps, width)
+        self.post_init()
+
+    def embed_images(self, pixel_values: Tensor) -> Tensor:
+        """Images `[B, num_channels, image_size, image_size]` as the sequences that the first layer reads.
+
+        Returns:
+            `inputs_embeds` `[B, T, embedding_size]`: the pixels of every step, and the embedding of its place.
+        """
+        sequence = image_to_sequence(pixel_values.to(self.dtype), self.config)
+        if self.position_embeddings is None:
+            return sequence
+        return torch.cat([sequence, self.position_embeddings.weight.expand(len(sequence), -1, -1)], -1)
 
     @can_return_tuple
     def forward(
@@ -491,36 +508,12 @@ class EnnForImageClassification(EnnClassifier):
         Args:
             pixel_values: images `[B, num_channels, image_size, image_size]`, as [`EnnImageProcessor`] returns them.
             labels: class indices `[B]`.
-            inputs_embeds: sequences `[B, T, embedding_size]` instead of images.
+            inputs_embeds: sequences `[B, T, embedding_size]` instead of images ([`embed_images`]).
             attention_mask: `[B, T]`, 0 at padding of `inputs_embeds`.
             use_cache, and further arguments: as in [`EnnModel`].
         """
         if (pixel_values is None) == (inputs_embeds is None):
             raise ValueError("Give exactly one of pixel_values and inputs_embeds.")
         if inputs_embeds is None:
-            inputs_embeds = image_to_sequence(pixel_values.to(self.dtype), self.config)
+            inputs_embeds = self.embed_images(pixel_values)
         return self.classify(attention_mask, labels, inputs_embeds=inputs_embeds, use_cache=use_cache, **kwargs)
-
-
-def image_to_sequence(pixel_values: Tensor, config: EnnConfig) -> Tensor:
-    """Images `[B, C, S, S]` as sequences `[B, T, embedding_size]`, in the order `config.image_sequence` says.
-
-    A step's features run over its pixels from left to right and top to bottom, the channels of a pixel together.
-
-    Raises:
-        ValueError: the images do not have the config's size and channels.
-    """
-    size, patch = config.image_size, {"row": None, "pixel": 1, "patch": config.patch_size}[config.image_sequence]
-    if pixel_values.ndim != 4 or pixel_values.shape[1:] != (config.num_channels, size, size):
-        raise ValueError(
-            f"pixel_values has shape {tuple(pixel_values.shape)}; expected [batch, {config.num_channels}, {size}, "
-            f"{size}] (num_channels, image_size, image_size). EnnImageProcessor makes it."
-        )
-    height, width = (1, size) if patch is None else (patch, patch)
-    tiles = pixel_values.unfold(2, height, height).unfold(3, width, width)  # [B, C, rows, columns, height, width]
-    sequence = tiles.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
-    if config.pixel_permutation_seed is not None:
-        generator = torch.Generator().manual_seed(config.pixel_permutation_seed)
-        order = torch.randperm(sequence.shape[1], generator=generator)
-        sequence = sequence[:, order.to(sequence.device)]
-    return sequence

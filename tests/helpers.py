@@ -61,6 +61,7 @@ IMAGE_SEQUENCES = {
     "pixel": {"image_sequence": "pixel", "image_size": 4},
     "patch": {"image_sequence": "patch"},
     "permuted": {"image_sequence": "pixel", "image_size": 4, "pixel_permutation_seed": 1},
+    "with_places": {"image_sequence": "patch", "position_embedding_size": 3},
 }
 MODEL_CLASSES = (EnnModel, EnnForCausalLM, EnnForSequenceClassification, EnnForImageClassification)
 

@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import IMAGE_SEQUENCES, TINY, TINY_IMAGES, close, same, state, tiny_config, tiny_inputs, tiny_model, tokens
+from huggingface_hub.errors import StrictDataclassError
 
 from hf_engram import EnnConfig, EnnForCausalLM, EnnForImageClassification, EnnForSequenceClassification
-from hf_engram.modeling_enn import image_to_sequence
+from hf_engram.images_enn import image_to_sequence
 
 POOLINGS = ("last", "mean", "attention")
 poolings = pytest.mark.parametrize("pooling", POOLINGS)
@@ -135,7 +136,7 @@ def test_classifier_of_the_paper_is_noisy_in_training_only(model_class):
 def test_images_are_classified_as_their_sequences(fields):
     model = tiny_model(EnnForImageClassification, **fields)
     pixel_values = tiny_inputs(model)["pixel_values"]
-    sequence = image_to_sequence(pixel_values, model.config)
+    sequence = model.embed_images(pixel_values)
     same(model(inputs_embeds=sequence).logits, model(pixel_values).logits)
     close(model(pixel_values[:1]).logits, model(pixel_values).logits[:1])
 
@@ -182,6 +183,41 @@ def test_permutation_is_fixed_by_its_seed():
     assert first != order(4) != order(None)
 
 
+def test_every_step_also_reads_where_it_is():
+    fields = {"image_sequence": "pixel", "image_size": 4, "num_channels": 2, "pixel_permutation_seed": 1}
+    model = tiny_model(EnnForImageClassification, position_embedding_size=3, **fields)
+    pixel_values = torch.rand(2, 2, 4, 4).double()
+    sequence = model.embed_images(pixel_values)
+    same(sequence[..., :2], image_to_sequence(pixel_values, model.config))
+    places = sequence[..., 2:]
+    same(places[0], places[1])
+    assert places.shape[1:] == (16, 3)
+    assert (torch.cdist(places[0], places[0]) + torch.eye(16) > 0.1).all()  # no two places look alike
+
+    blank = torch.zeros(1, 2, 4, 4).double()
+    model(blank, labels=torch.tensor([0])).loss.backward()
+    assert (model.position_embeddings.weight.grad.abs().sum(1) > 0).all()
+    with torch.no_grad():
+        model.position_embeddings.weight.zero_()
+    without = tiny_model(EnnForImageClassification, **fields)
+    weights = model.state_dict()
+    weights["model.layers.0.cell.encoder.weight"] = weights["model.layers.0.cell.encoder.weight"][:, :2]
+    del weights["position_embeddings.weight"]
+    without.load_state_dict(weights)
+    close(without(pixel_values).logits, model(pixel_values).logits)
+
+
+@pytest.mark.parametrize("size", [0, -1])
+def test_a_position_embedding_has_a_width(size):
+    with pytest.raises(StrictDataclassError, match=f"`position_embedding_size` is {size}; allowed: a positive integer"):
+        EnnConfig(image_sequence="row", position_embedding_size=size)
+
+
+def test_only_images_have_positions_to_embed():
+    with pytest.raises(StrictDataclassError, match=r"allowed: .* None where there are no images"):
+        EnnConfig(vocab_size=10, position_embedding_size=4)
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 8, 7), (2, 1, 8, 8), (3, 8, 8), (2, 8, 8, 3)], ids=str)
 def test_image_of_a_wrong_size_is_refused(shape):
     with pytest.raises(ValueError, match=r"pixel_values has shape .* expected \[batch, 3, 8, 8\]"):
@@ -206,7 +242,7 @@ def test_exactly_one_of_images_and_features(given):
 def test_image_may_be_read_on_with_its_state():
     model = tiny_model(EnnForImageClassification)
     pixel_values = tiny_inputs(model)["pixel_values"]
-    rows = image_to_sequence(pixel_values, model.config)
+    rows = model.embed_images(pixel_values)
     past_key_values = model(inputs_embeds=rows[:, :3], use_cache=True).past_key_values
     close(
         model(inputs_embeds=rows[:, 3:], past_key_values=past_key_values).logits,

@@ -22,7 +22,6 @@ from torch import Tensor
 from transformers import PreTrainedModel, set_seed
 
 from hf_engram.configuration_enn import memory_layers
-from hf_engram.modeling_enn import image_to_sequence
 
 from .arguments import parse_arguments
 from .checkpoints import find_checkpoint
@@ -108,7 +107,7 @@ def build_trainer(
         training_args.memory_steps or training_args.memory_plot_steps
     ):
         some = data_collator([splits["validation"][index] for index in range(IMAGES_IN_MEMORY_LOG)])
-        sequences = {"inputs_embeds": image_to_sequence(some["pixel_values"], trainer.model.config)}
+        sequences = {"inputs_embeds": trainer.model.embed_images(some["pixel_values"])}
         steps = training_args.memory_steps, training_args.memory_plot_steps
         trainer.add_callback(RecordMemory(trainer.log, sequences, *steps))
     return trainer, {split: splits[split] for split in ("validation", "test")}

@@ -170,6 +170,10 @@ class ImageModelArguments(ModelArguments):
     hidden_dropout: float = field(default=0.0, metadata={"help": "Dropout on the output of every layer."})
     embedding_dropout: float = field(default=0.0, metadata={"help": "Dropout on the input of the first layer."})
     classifier_dropout: float = field(default=0.0, metadata={"help": "Dropout before the head."})
+    position_embedding_size: int | None = field(
+        default=None,
+        metadata={"help": "Width of a learned embedding of every step's place, read beside its pixels. None: none."},
+    )
     pooling: str = field(
         default="last",
         metadata={"help": "What the head reads: the 'last' step, the 'mean' over steps, or 'attention' over them."},

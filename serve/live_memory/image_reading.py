@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from hf_engram import EnnConfig
-from hf_engram.modeling_enn import image_to_sequence
+from hf_engram.images_enn import image_to_sequence
 
 from .controls import Settings
 from .memories import replayable
@@ -44,7 +44,7 @@ def read_image(loaded: LoadedModel, image: Image.Image) -> tuple[np.ndarray, lis
     """
     model, config = loaded.model, loaded.model.config
     pixels = loaded.processor(image, return_tensors="pt")["pixel_values"]
-    sequence = image_to_sequence(pixels.to(model.dtype), config)  # [1, T, embedding_size]
+    sequence = model.embed_images(pixels)  # [1, T, embedding_size]
     output = model(inputs_embeds=sequence, output_recall=True, output_encodings=True, output_reads=True)
     memories = replayable(model, output, Settings())
     steps = sequence.shape[1]
