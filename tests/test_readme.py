@@ -136,6 +136,7 @@ COMMANDS = {
     "train/configs/debug.yaml": trains_into,
     "python -m train.compare train/configs/compare/mnist_rows.yaml": options_are_known,
     "python -m train.compare train/configs/compare/mnist_permuted.yaml": options_are_known,
+    "python -m train.compare train/configs/compare/mnist_permuted_places.yaml": options_are_known,
     "python -m train.compare train/configs/compare/cifar10_rows.yaml": options_are_known,
     "python -m train.compare train/configs/compare/wikitext2.yaml": options_are_known,
     "python -m train.compare train/configs/compare/wikitext103.yaml": options_are_known,
