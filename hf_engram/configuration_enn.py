@@ -294,8 +294,10 @@ class EnnConfig(PreTrainedConfig):
     @property
     def image_steps(self) -> int:
         """Steps of an image sequence."""
-        steps = {"row": self.image_size, "patch": (self.image_size // self.patch_size) ** 2}
-        return steps.get(self.image_sequence, self.image_size**2)
+        if self.image_sequence == "row":
+            return self.image_size
+        width = self.patch_size if self.image_sequence == "patch" else 1
+        return (self.image_size // width) ** 2
 
     def validate_sizes(self) -> None:
         """Sizes are positive."""

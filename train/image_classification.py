@@ -107,7 +107,10 @@ def build_trainer(
         training_args.memory_steps or training_args.memory_plot_steps
     ):
         some = data_collator([splits["validation"][index] for index in range(IMAGES_IN_MEMORY_LOG)])
-        sequences = {"inputs_embeds": trainer.model.embed_images(some["pixel_values"])}
+
+        def sequences(model: PreTrainedModel) -> dict[str, Tensor]:
+            return {"inputs_embeds": model.embed_images(some["pixel_values"].to(model.device))}
+
         steps = training_args.memory_steps, training_args.memory_plot_steps
         trainer.add_callback(RecordMemory(trainer.log, sequences, *steps))
     return trainer, {split: splits[split] for split in ("validation", "test")}

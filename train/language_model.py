@@ -160,7 +160,7 @@ def build_trainer(
         blocks = TextStreams.blocks(texts["validation"], block_size, start)
         some = trainer.data_collator([blocks[index] for index in range(min(ROWS_IN_MEMORY_LOG, len(blocks)))])
         steps = training_args.memory_steps, training_args.memory_plot_steps
-        trainer.add_callback(RecordMemory(trainer.log, {"input_ids": some["input_ids"]}, *steps))
+        trainer.add_callback(RecordMemory(trainer.log, lambda model: {"input_ids": some["input_ids"]}, *steps))
     return trainer, held_out
 
 

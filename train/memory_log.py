@@ -18,7 +18,8 @@ class RecordMemory(TrainerCallback):
 
     Args:
         log: takes the numbers, such as `trainer.log`; from there they go wherever `report_to` says.
-        inputs: arguments of the backbone, `input_ids` `[B, T]` or `inputs_embeds` `[B, T, I]` with T of 2 or more.
+        inputs: for the model as it is then, arguments of its backbone: `input_ids` `[B, T]` or `inputs_embeds`
+            `[B, T, I]` with T of 2 or more.
         steps: log every so many steps; `None` for never.
         plot_steps: save a picture to output_dir/memory every so many steps; `None` for never.
     """
@@ -26,7 +27,7 @@ class RecordMemory(TrainerCallback):
     def __init__(
         self,
         log: Callable[[dict[str, float]], None],
-        inputs: dict[str, Tensor],
+        inputs: Callable[[PreTrainedModel], dict[str, Tensor]],
         steps: int | None,
         plot_steps: int | None,
     ) -> None:
@@ -35,6 +36,7 @@ class RecordMemory(TrainerCallback):
         self.steps = steps
         self.plot_steps = plot_steps
 
+    @torch.no_grad()
     def on_step_end(
         self,
         args: TrainingArguments,
@@ -48,7 +50,9 @@ class RecordMemory(TrainerCallback):
         draws = self.plot_steps is not None and state.global_step % self.plot_steps == 0
         if not (logs or draws):
             return
-        recalls, traces_before, traces = read(model, {name: x.to(args.device) for name, x in self.inputs.items()})
+        recalls, traces_before, traces = read(
+            model, {name: x.to(args.device) for name, x in self.inputs(model).items()}
+        )
         if logs:
             log_loss = control.should_log  # which any log takes back
             self.log(memory_numbers(model, recalls, traces_before, traces))

@@ -89,13 +89,14 @@ def test_reading_leaves_the_model_as_it_was():
     assert torch.equal(torch.get_rng_state(), after)
 
 
-@pytest.mark.parametrize("recipe", ["text", "images"])
+@pytest.mark.parametrize("recipe", ["text", "images", "images with places"])
 def test_the_memory_is_logged_and_drawn_while_training_goes_on(recipe, tmp_path):
     options = [*CHECKPOINTS, "--memory_steps", "2", "--memory_plot_steps", "4"]
     if recipe == "text":
         language_model.run(*debug_run(tmp_path, *options))
     else:
-        image_classification.run(*debug_images_run(tmp_path, *options))
+        places = ["--position_embedding_size", "4"] if recipe == "images with places" else []
+        image_classification.run(*debug_images_run(tmp_path, *options, *places))
     history = json.loads(Path(tmp_path, "trainer_state.json").read_text())["log_history"]
     entries = [entry for entry in history if "memory_0_recall_entropy" in entry]
     assert [entry["step"] for entry in entries] == [2, 4, 6, 8]
