@@ -5,7 +5,8 @@
 
 The file names a recipe and its config, and for every model the options in which it differs. Options that this command
 does not know go to every run. A file may give a grid of learning rates: every model then makes one run at each of them,
-as short as the file says, and goes on with the rate that did best on the validation data.
+as short as the file says, further ones where the best is at an end of the grid, and goes on with the rate that did best
+on the validation data.
 
 Runs that have finished are not repeated, and one that was cut short goes on from its last checkpoint, so the same
 command can be given until all is done. It prints, and saves in output_dir, the mean and standard deviation over seeds,
@@ -17,6 +18,7 @@ import argparse
 import importlib
 import itertools
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +33,7 @@ from .runs import command_line
 RECIPES = ("image_classification", "language_model")
 OPTIONS_FILE = "options.json"
 OPTIONAL_ENTRIES = {"options", "learning_rates", "search_options"}
+MOST_RATES_BEYOND = 3
 
 
 @dataclass
@@ -45,7 +48,8 @@ class Comparison:
         metric: the number that is compared, `test_...`, one of those in a run's all_results.json.
         output_dir: where the runs and the results go.
         options: options of all runs that replace those of the config.
-        learning_rates: a grid out of which every model gets the best for itself; empty: the rate of the options.
+        learning_rates: a grid out of which, or beyond which, every model gets the best for itself; empty: the rate of
+            the options.
         search_options: options of the runs that search the grid, beside those of all runs.
     """
 
@@ -139,16 +143,39 @@ def run_all(comparison: Comparison, learning_rates: dict[str, float]) -> Results
 
 
 def search_learning_rates(comparison: Comparison) -> dict[str, dict[float, float]]:
-    """For every model and learning rate of the grid, the metric on the validation data in a run with the first seed."""
-    metric = "validation_" + comparison.metric.removeprefix("test_")
-    seed, scores = comparison.seeds[0], {model: {} for model in comparison.models if comparison.learning_rates}
-    for model, rate in itertools.product(scores, comparison.learning_rates):
-        print(f"\n{model}, learning rate {rate:g}", flush=True)
-        folder = comparison.search_folder(model, rate)
-        options = {**comparison.search_options, "learning_rate": rate}
-        run = run_one(comparison.recipe, folder, comparison.command_line(model, seed, folder, **options), metric)
-        scores[model][rate] = run[metric]
-    return scores
+    """For every model and learning rate, the metric on the validation data in a run with the first seed.
+
+    A model whose best rate is the lowest or the highest of the grid goes on beyond it, in steps as wide, until a rate
+    is worse, at most `MOST_RATES_BEYOND` times.
+    """
+    scores: dict[str, dict[float, float]] = {model: {} for model in comparison.models if comparison.learning_rates}
+    for model, tried in scores.items():
+        for rate in comparison.learning_rates:
+            tried[rate] = search_run(comparison, model, rate)
+        for _ in range(MOST_RATES_BEYOND):
+            rate = rate_beyond(tried, best_learning_rate(comparison.metric, tried))
+            if rate is None:
+                break
+            tried[rate] = search_run(comparison, model, rate)
+    return {model: dict(sorted(tried.items())) for model, tried in scores.items()}
+
+
+def search_run(comparison: Comparison, model: str, rate: float) -> float:
+    """The metric on the validation data in the run of a model that tries a learning rate."""
+    print(f"\n{model}, learning rate {rate:g}", flush=True)
+    folder, metric = comparison.search_folder(model, rate), "validation_" + comparison.metric.removeprefix("test_")
+    options = {**comparison.search_options, "learning_rate": rate}
+    argv = comparison.command_line(model, comparison.seeds[0], folder, **options)
+    return run_one(comparison.recipe, folder, argv, metric)[metric]
+
+
+def rate_beyond(rates: Iterable[float], best: float) -> float | None:
+    """The rate next to try if the best of those tried is the lowest or the highest of several, else `None`."""
+    ordered = sorted(rates)
+    if len(ordered) < 2 or best not in (ordered[0], ordered[-1]):
+        return None
+    neighbour = ordered[1] if best == ordered[0] else ordered[-2]
+    return float(f"{best * best / neighbour:g}")
 
 
 def best_learning_rate(metric: str, scores: dict[float, float]) -> float:

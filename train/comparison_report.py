@@ -117,7 +117,7 @@ def table(summary: dict[str, Any]) -> str:
             lines.append(f"| {name} | {losses} | {model['tokens_per_second']:,.0f} |")
     searched = {name: model for name, model in summary["models"].items() if "searched" in model}
     if searched:
-        rates = list(next(iter(searched.values()))["searched"])
+        rates = sorted({rate for model in searched.values() for rate in model["searched"]}, key=float)
         validation = metric.replace("test", "validation", 1)
         lines += [
             "",
@@ -125,7 +125,8 @@ def table(summary: dict[str, Any]) -> str:
             "| --- |" + " --- |" * (len(rates) + 1),
         ]
         for name, model in searched.items():
-            scores = " | ".join(number(score) for score in model["searched"].values())
+            tried = model["searched"]
+            scores = " | ".join(number(tried[rate]) if rate in tried else "" for rate in rates)
             lines.append(f"| {name} | {scores} | {model['learning_rate']:g} |")
     return "\n".join(lines)
 

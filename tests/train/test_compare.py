@@ -8,8 +8,8 @@ import yaml
 from scipy.stats import ttest_ind
 
 from train import image_classification
-from train.compare import best_learning_rate, compare, parse
-from train.comparison_report import pairwise_tests
+from train.compare import best_learning_rate, compare, parse, rate_beyond
+from train.comparison_report import number, pairwise_tests
 
 MODELS = {"enn": None, "gru": {"architecture": "gru"}, "lstm": {"architecture": "lstm"}}
 
@@ -80,23 +80,39 @@ def test_finished_runs_are_not_repeated_and_a_cut_one_goes_on(tmp_path, capsys, 
 
 
 def test_every_model_runs_at_the_learning_rate_that_was_best_for_it(tmp_path, capsys):
-    rates = [1e-5, 1e-2]
-    search = {"learning_rates": rates, "search_options": {"max_steps": 4}}
+    search = {"learning_rates": [1e-5, 1e-3], "search_options": {"max_steps": 4}}
     path = comparison_file(tmp_path, models={"enn": None, "gru": {"architecture": "gru"}}, metric="test_loss", **search)
     models = compare(parse([path, *SHORT]))["models"]
     printed = capsys.readouterr().out
+    columns = sorted({rate for model in models.values() for rate in model["searched"]}, key=float)
     for name, model in models.items():
         folder = tmp_path / "results" / name
-        tried = [json.loads((folder / f"learning-rate-{rate:g}" / "all_results.json").read_text()) for rate in rates]
-        scores = [run["validation_loss"] for run in tried]
-        assert model["searched"] == {"1e-05": scores[0], "0.01": scores[1]}
-        assert model["learning_rate"] == rates[int(np.argmin(scores))]
-        assert f"| {name} | {scores[0]:.4f} | {scores[1]:.4f} | {model['learning_rate']:g} |" in printed
+        tried = {
+            path.parent.name.removeprefix("learning-rate-"): json.loads(path.read_text())["validation_loss"]
+            for path in folder.glob("learning-rate-*/all_results.json")
+        }
+        assert model["searched"] == tried
+        # Beyond the grid, whose best rate is the highest: ten times too high a rate must be worse in the end.
+        rates = list(tried)
+        assert {"1e-05", "0.001", "0.1"} <= set(rates) <= {"1e-05", "0.001", "0.1", "10", "1000"}
+        best = min(rates, key=tried.get)
+        assert best not in ("1e-05", max(rates, key=float))
+        assert model["learning_rate"] == float(best)
+        row = " | ".join(number(tried[rate]) if rate in tried else "" for rate in columns)
+        assert f"| {name} | {row} | " in printed
         for seed in ("1", "2"):
             history = json.loads((folder / f"seed-{seed}" / "trainer_state.json").read_text())["log_history"]
             assert max(entry.get("learning_rate", 0) for entry in history) == pytest.approx(
                 model["learning_rate"], rel=0.2
             )
+
+
+def test_a_search_goes_on_beyond_the_end_of_a_grid():
+    grid = [6e-3, 1.5e-3, 3e-3]
+    assert rate_beyond(grid, 1.5e-3) == 7.5e-4
+    assert rate_beyond(grid, 6e-3) == 1.2e-2
+    assert rate_beyond(grid, 3e-3) is None
+    assert rate_beyond([3e-3], 3e-3) is None
 
 
 def test_a_run_that_diverged_is_never_the_best():

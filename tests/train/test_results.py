@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from train.compare import OPTIONS_FILE, read_comparison
+from train.compare import OPTIONS_FILE, rate_beyond, read_comparison
 from train.comparison_report import number, summarize, table
 
 KEPT = sorted(folder for folder in Path("docs/results").iterdir() if folder.is_dir())
@@ -74,7 +74,6 @@ def test_a_kept_run_is_one_of_the_comparison(folder):
         # Beside the comparison's own options, a run may have been told where its data are.
         comparison.options = {name: options[f"--{name}"] for name in ("dataset_name", "dataset_config")}
         rate = float(options["--learning_rate"])
-        assert rate in comparison.learning_rates
         if kind == "seed":
             seed, search = int(number), {}
         else:  # one of the runs that find the rate
@@ -90,7 +89,8 @@ def test_kept_runs_have_the_best_rate_of_those_that_were_tried(folder):
             float(path.parent.name.removeprefix("learning-rate-")): json.loads(path.read_text())["validation_loss"]
             for path in folder.glob(f"{model}/learning-rate-*/all_results.json")
         }
-        assert sorted(losses) == comparison_of(folder).learning_rates
+        best = min(losses, key=losses.get)
+        assert set(losses) >= set(comparison_of(folder).learning_rates)
+        assert rate_beyond(losses, best) is None
         for seed in runs:
-            rate = options_of(folder / model / f"seed-{seed}")["--learning_rate"]
-            assert float(rate) == min(losses, key=losses.get)
+            assert float(options_of(folder / model / f"seed-{seed}")["--learning_rate"]) == best
