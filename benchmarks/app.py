@@ -204,12 +204,13 @@ def watch_long_session(browser: Browser, url: str, tokens: int) -> None:
     write_text(tab, 10)
     heap, server = tab.evaluate(HEAP), server_megabytes()
     drawings = write_text(tab, tokens)
-    half = len(drawings) // 4
-    first, last = ([ms for *_, ms in part] for part in (drawings[1 : half + 1], drawings[-half:]))
+    quarter = max(len(drawings) // 4, 1)
+    # The first drawing of a text clears what was there before; a short text may have no other.
+    first, last = ([ms for *_, ms in part] for part in (drawings[1 : quarter + 1] or drawings, drawings[-quarter:]))
     print(f"\n{tokens} tokens at a stretch{'first quarter':>20}{'last quarter':>15}")
     print(f"{'median drawing, ms':24}{statistics.median(first):16.2f}{statistics.median(last):15.2f}")
     print(f"{'slowest drawing, ms':24}{max(first):16.2f}{max(last):15.2f}")
-    rates = [frames_per_second(part) for part in (drawings[: half + 1], drawings[-half:])]
+    rates = [frames_per_second(part) for part in (drawings[: quarter + 1], drawings[-quarter:])]
     print(f"{'frames per second':24}{rates[0]:16.1f}{rates[1]:15.1f}")
     print(
         f"browser heap: {heap:.0f} MB before, {tab.evaluate(HEAP):.0f} MB after; a second text of that length:", end=" "
