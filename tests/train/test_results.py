@@ -16,11 +16,19 @@ ROWS = [
     for line in Path("README.md").read_text(encoding="utf-8").splitlines()
     if line.startswith("|")
 ]
-named = pytest.mark.parametrize("folder", KEPT, ids=lambda folder: folder.name)
 
 
 def comparison_of(folder):
     return read_comparison(f"train/configs/compare/{folder.name}.yaml")
+
+
+def of_folders(folders):
+    return pytest.mark.parametrize("folder", folders, ids=lambda folder: folder.name)
+
+
+kept = of_folders(KEPT)
+kept_texts = of_folders([folder for folder in KEPT if comparison_of(folder).recipe == "language_model"])
+kept_searches = of_folders([folder for folder in KEPT if comparison_of(folder).learning_rates])
 
 
 def kept_runs(folder):
@@ -37,7 +45,7 @@ def options_of(folder):
     return dict(zip(*[iter(json.loads((folder / OPTIONS_FILE).read_text())["options"])] * 2, strict=True))
 
 
-@named
+@kept
 def test_the_readme_says_what_the_kept_runs_found(folder):
     comparison = comparison_of(folder)
     summary = summarize(comparison.metric, comparison.config, kept_runs(folder), {}, {})
@@ -48,7 +56,7 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
         assert any(said <= set(row) for row in ROWS), (name, said)
 
 
-@named
+@kept_texts
 def test_the_table_tells_losses_by_what_was_read_before_and_the_speed(folder):
     comparison, runs = comparison_of(folder), kept_runs(folder)
     printed = table(summarize(comparison.metric, comparison.config, runs, {}, {}))
@@ -60,11 +68,11 @@ def test_the_table_tells_losses_by_what_was_read_before_and_the_speed(folder):
         assert f"| {model} | {losses} | {speed:,.0f} |" in printed
 
 
-@named
+@kept
 def test_a_kept_run_is_one_of_the_comparison(folder):
     comparison = comparison_of(folder)
     config = yaml.safe_load(Path(comparison.config).read_text(encoding="utf-8"))
-    runs = list(folder.glob(f"*/*/{OPTIONS_FILE}"))
+    own_options, runs = comparison.options, list(folder.glob(f"*/*/{OPTIONS_FILE}"))
     assert runs
     for path in runs:
         model, (kind, _, number) = path.parent.parent.name, path.parent.name.rpartition("-")
@@ -72,17 +80,18 @@ def test_a_kept_run_is_one_of_the_comparison(folder):
         assert run["config"] == config
         options = options_of(path.parent)
         # Beside the comparison's own options, a run may have been told where its data are.
-        comparison.options = {name: options[f"--{name}"] for name in ("dataset_name", "dataset_config")}
-        rate = float(options["--learning_rate"])
+        where = {name: options.get(f"--{name}") for name in ("dataset_name", "dataset_config")}
+        comparison.options = own_options | {name: value for name, value in where.items() if value is not None}
+        rate = {"learning_rate": float(options["--learning_rate"])} if comparison.learning_rates else {}
         if kind == "seed":
             seed, search = int(number), {}
         else:  # one of the runs that find the rate
-            assert rate == float(number)
+            assert rate["learning_rate"] == float(number)
             seed, search = comparison.seeds[0], comparison.search_options
-        assert comparison.command_line(model, seed, path.parent, **search, learning_rate=rate)[1:] == run["options"]
+        assert comparison.command_line(model, seed, path.parent, **search, **rate)[1:] == run["options"]
 
 
-@named
+@kept_searches
 def test_kept_runs_have_the_best_rate_of_those_that_were_tried(folder):
     for model, runs in kept_runs(folder).items():
         losses = {
