@@ -12,7 +12,7 @@ class PositionEmbeddings(nn.Embedding):
 
 
 def image_to_sequence(pixel_values: Tensor, config: EnnConfig) -> Tensor:
-    """Images `[B, C, S, S]` as sequences `[B, T, embedding_size]`, in the order `config.image_sequence` says.
+    """Images `[B, C, S, S]` as sequences `[B, T, pixels of a step * C]`, in the order `config.image_sequence` says.
 
     A step's features run over its pixels from left to right and top to bottom, the channels of a pixel together.
 
