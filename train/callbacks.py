@@ -40,6 +40,20 @@ class SaveOnInterrupt(TrainerCallback):
         if self.interrupted:
             control.should_save = control.should_training_stop = True
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the end of an epoch that was cut short to the run that goes on; save what a true end has changed.
+
+        The Trainer ends the epoch of a run that stops in its midst, too: an evaluation there would count for patience,
+        learning rate and best model, and the unbroken run has none.
+        """
+        if self.interrupted and control.should_training_stop:
+            over = float(state.epoch).is_integer()
+            control.should_save = over
+            control.should_evaluate &= over
+            control.should_log &= over
+
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:

@@ -11,6 +11,7 @@ from recipes import CHECKPOINTS, DEBUG_RUN, command, debug_images_run, debug_run
 
 from train import image_classification, language_model
 from train.checkpoints import find_checkpoint
+from train.trainer import ImageTrainer
 
 EVERY_SECOND = [*CHECKPOINTS, "--save_steps", "2"]
 STREAMS = [*EVERY_SECOND, "--mode", "streams"]
@@ -115,6 +116,38 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_that_resumes_to_the_unbroken_run(n
     language_model.run(*debug_run(tmp_path / "broken", *options, "--resume_from_checkpoint", "true"))
     language_model.run(*debug_run(tmp_path / "unbroken", *options))
     assert history(tmp_path / "broken") == history(tmp_path / "unbroken")
+
+
+@pytest.mark.parametrize(("at", "save_strategy"), [(13, "epoch"), (18, "no")])
+def test_an_interrupt_in_an_epoch_and_at_its_end_leaves_evaluations_as_they_are(
+    at, save_strategy, tmp_path, monkeypatch
+):
+    # Every evaluation lowers the rate here: one more, or one less, and the losses are others.
+    plateau = ["--lr_scheduler_type", "reduce_lr_on_plateau", "--lr_scheduler_kwargs", '{"patience": 0, "threshold": 9}']
+    options = [*plateau, "--logging_steps", "1", "--save_strategy", save_strategy, "--num_train_epochs", "3"]
+    image_classification.run(*debug_images_run(tmp_path / "unbroken", *options))
+    unbroken = json.loads((tmp_path / "unbroken" / "trainer_state.json").read_text())
+    assert unbroken["max_steps"] == 27  # three epochs of nine steps
+
+    step = ImageTrainer.training_step
+
+    def interrupted_step(trainer, *args, **kwargs):
+        if trainer.state.global_step == at - 1:
+            signal.raise_signal(signal.SIGINT)
+        return step(trainer, *args, **kwargs)
+
+    monkeypatch.setattr(ImageTrainer, "training_step", interrupted_step)
+    with pytest.raises(SystemExit, match="130"):
+        image_classification.run(*debug_images_run(tmp_path / "broken", *options))
+    monkeypatch.setattr(ImageTrainer, "training_step", step)
+    image_classification.run(*debug_images_run(tmp_path / "broken", *options, "--resume_from_checkpoint", "true"))
+    assert history(tmp_path / "broken") == history(tmp_path / "unbroken")
+    rates = [
+        [entry["learning_rate"] for entry in json.loads(path.read_text())["log_history"] if "learning_rate" in entry]
+        for path in (tmp_path / "broken" / "trainer_state.json", tmp_path / "unbroken" / "trainer_state.json")
+    ]
+    assert rates[0] == rates[1]
+    assert len(set(rates[0])) == 3
 
 
 KILLED_WHILE_SAVING = """
