@@ -20,18 +20,26 @@ def pairwise_tests(values: dict[str, list[float]]) -> list[dict[str, Any]]:
 
     Returns:
         for every pair `models`, `difference` of the means (first minus second), `p` and `p_holm`, the smallest level at
-        which Holm's step-down procedure over all pairs rejects; NaN with fewer than two seeds.
+        which Holm's step-down procedure over all pairs that have a `p` rejects; NaN with fewer than two seeds.
     """
     tests: list[dict[str, Any]] = []
     for first, second in itertools.combinations(values, 2):
         a, b = values[first], values[second]
-        p = ttest_ind(a, b, equal_var=False).pvalue if min(len(a), len(b)) > 1 else np.nan
-        tests.append({"models": [first, second], "difference": float(np.mean(a) - np.mean(b)), "p": float(p)})
-    adjusted = 0.0
-    for rank, test in enumerate(sorted(tests, key=lambda test: test["p"])):
-        adjusted = max(adjusted, min(1.0, (len(tests) - rank) * test["p"]))
-        test["p_holm"] = adjusted if np.isfinite(test["p"]) else np.nan
+        difference = float(np.mean(a) - np.mean(b))
+        tests.append({"models": [first, second], "difference": difference, "p": welch(a, b), "p_holm": np.nan})
+    adjusted, tested = 0.0, [test for test in tests if np.isfinite(test["p"])]
+    for rank, test in enumerate(sorted(tested, key=lambda test: test["p"])):
+        test["p_holm"] = adjusted = max(adjusted, min(1.0, (len(tested) - rank) * test["p"]))
     return tests
+
+
+def welch(first: list[float], second: list[float]) -> float:
+    """The p-value of Welch's t-test; 1 where all values are the same, NaN with fewer than two on a side."""
+    if min(len(first), len(second)) < 2:
+        return np.nan
+    if len({*first, *second}) == 1:
+        return 1.0
+    return float(ttest_ind(first, second, equal_var=False).pvalue)
 
 
 def summarize(

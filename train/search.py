@@ -19,7 +19,7 @@ from typing import Any
 import optuna
 import yaml
 
-from .compare import RECIPES
+from .comparison import RECIPES
 
 SPACE: dict[str, Callable[[optuna.Trial], Any]] = {
     "hebbian_lr": lambda trial: trial.suggest_float("hebbian_lr", 0.005, 0.5, log=True),

@@ -8,7 +8,7 @@ import yaml
 from scipy.stats import ttest_ind
 
 from train import image_classification
-from train.compare import best_learning_rate, compare, parse, rate_beyond
+from train.compare import best_learning_rate, compare, main, parse, rate_beyond
 from train.comparison_report import number, pairwise_tests
 
 MODELS = {"enn": None, "gru": {"architecture": "gru"}, "lstm": {"architecture": "lstm"}}
@@ -115,6 +115,61 @@ def test_a_search_goes_on_beyond_the_end_of_a_grid():
     assert rate_beyond([3e-3], 3e-3) is None
 
 
+def test_a_loss_by_place_is_better_when_lower():
+    assert best_learning_rate("test_restarted_loss_from_256", {0.1: 5.0, 0.01: 4.0}) == 0.01
+
+
+def test_typed_options_replace_those_of_the_file_and_of_its_models(tmp_path):
+    own = {"gru": {"architecture": "gru", "hidden_dropout": 0.3}}
+    path = comparison_file(tmp_path, models=own, options={"hidden_dropout": 0.2, "num_train_epochs": 3})
+    comparison = parse([path, "--hidden_dropout", "0.1", "--image_mean", "0.5"])
+    argv = comparison.command_line("gru", 1, comparison.folder("gru", 1))
+    typed = image_classification.parse(argv)
+    assert (typed[0].hidden_dropout, typed[0].architecture, typed[2].num_train_epochs) == (0.1, "gru", 3)
+    assert argv.count("--hidden_dropout") == 1
+
+
+def test_seeds_can_be_run_one_by_one_after_one_search(tmp_path, capsys):
+    gru = {"gru": {"architecture": "gru"}}
+    search = {"learning_rates": [1e-2, 1e-4], "search_options": {"max_steps": 4}}
+    path = comparison_file(tmp_path, models=gru, **search)
+    compare(parse([path, *SHORT, "--seeds", "2"]))
+    compare(parse([path, *SHORT, "--seeds", "1"]))
+    assert capsys.readouterr().out.count("Has finished.") >= 2
+    both = compare(parse([path, *SHORT, "--finished_only"]))
+    assert set(both["models"]["gru"]["values"]) == {"1", "2"}
+    assert {"0.01", "0.0001"} <= set(both["models"]["gru"]["searched"])
+
+
+def test_finished_runs_are_reported_without_making_others(tmp_path, monkeypatch, capsys):
+    path = comparison_file(tmp_path)
+    with pytest.raises(SystemExit):
+        main([path, *SHORT, "--finished_only"])
+    assert re.search(r"output_dir is '.*', where no run of these models and seeds has finished", capsys.readouterr().err)
+    compare(parse([path, *SHORT, "--models", "gru"]))
+    compare(parse([path, *SHORT, "--models", "lstm", "--seeds", "2"]))
+    monkeypatch.setattr(image_classification, "run", None)
+    summary = compare(parse([path, "--finished_only"]))
+    assert {name: list(model["values"]) for name, model in summary["models"].items()} == {
+        "gru": ["1", "2"],
+        "lstm": ["2"],
+    }
+
+
+def test_a_mistyped_option_leaves_the_folder_free(tmp_path):
+    path = comparison_file(tmp_path, models={"gru": {"architecture": "gru"}}, seeds=[1])
+    with pytest.raises(SystemExit):
+        compare(parse([path, *SHORT, "--hiden_dropout", "0.1"]))
+    compare(parse([path, *SHORT, "--hidden_dropout", "0.1"]))
+
+
+def test_the_test_images_never_choose_the_rate(tmp_path, capsys):
+    path = comparison_file(tmp_path, learning_rates=[0.1, 0.01], options={"validation_fraction": 0})
+    with pytest.raises(SystemExit):
+        main([path, *SHORT])
+    assert "validation_fraction is 0" in capsys.readouterr().err
+
+
 def test_a_run_that_diverged_is_never_the_best():
     assert best_learning_rate("test_loss", {0.1: float("nan"), 0.01: 3.0, 0.001: 4.0}) == 0.01
     assert best_learning_rate("test_accuracy", {0.1: float("nan"), 0.01: 0.3, 0.001: 0.4}) == 0.001
@@ -141,8 +196,8 @@ def test_a_folder_made_with_another_config_is_refused(tmp_path):
 
 
 def test_an_unknown_metric_is_refused(tmp_path):
-    path = comparison_file(tmp_path, models={"gru": {"architecture": "gru"}}, seeds=[1], metric="test_f1")
-    with pytest.raises(ValueError, match=r"metric is 'test_f1'; allowed: one of \['epoch', .*'test_accuracy'"):
+    path = comparison_file(tmp_path, models={"gru": {"architecture": "gru"}}, seeds=[1], metric="test_f1_accuracy")
+    with pytest.raises(ValueError, match=r"metric is 'test_f1_accuracy'; allowed: one of \['epoch', .*'test_accuracy'"):
         compare(parse([path, *SHORT]))
 
 
@@ -153,6 +208,13 @@ def test_an_unknown_metric_is_refused(tmp_path):
         ({"metric": None}, [], "allowed: .*'metric'"),
         ({"colour": "red"}, [], "has the entries .*'colour'"),
         ({"metric": "accuracy"}, [], "metric is 'accuracy'; allowed: a name that begins with 'test_'"),
+        ({"metric": "test_f1"}, [], r"metric is 'test_f1'; allowed: a name with one of \('loss', 'perplexity'\)"),
+        ({}, ["--seed", "9"], "seed is 9; allowed: only what --seeds gives every run"),
+        (
+            {"learning_rates": [0.1, 0.01]},
+            ["--learning_rate", "1"],
+            "learning_rate is 1; allowed: only what the file's learning_rates gives every run",
+        ),
         ({"seeds": []}, [], r"seeds is \[\]: give at least one of each"),
         ({}, ["--models", "mamba"], r"models has \['mamba'\]; allowed: \['enn', 'gru', 'lstm'\]"),
     ],
@@ -178,3 +240,12 @@ def test_seeds_are_the_replicates_of_the_tests():
 
 def test_one_seed_gives_no_p_value():
     assert all(np.isnan(test["p"]) and np.isnan(test["p_holm"]) for test in pairwise_tests({"a": [0.9], "b": [0.8]}))
+
+
+def test_pairs_without_a_p_value_leave_the_others_as_they_are():
+    values = {"a": [0.9, 0.9], "b": [0.9, 0.9], "c": [0.5, 0.501], "d": [0.7]}
+    tests = {"".join(test["models"]): test for test in pairwise_tests(values)}
+    assert (tests["ab"]["p"], tests["ab"]["p_holm"]) == (1, 1)
+    p = ttest_ind(values["a"], values["c"], equal_var=False).pvalue
+    assert tests["ac"]["p_holm"] == tests["bc"]["p_holm"] == pytest.approx(3 * p)  # of three pairs
+    assert all(np.isnan(tests[pair]["p_holm"]) for pair in ("ad", "bd", "cd"))

@@ -8,7 +8,7 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 
 from train import image_classification, language_model
-from train.compare import read_comparison
+from train.comparison import read_comparison
 
 CONFIGS = Path("train/configs")
 

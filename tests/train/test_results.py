@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import yaml
 
-from train.compare import OPTIONS_FILE, rate_beyond, read_comparison
+from train.compare import OPTIONS_FILE, rate_beyond
+from train.comparison import read_comparison
 from train.comparison_report import number, summarize, table
 
 KEPT = sorted(folder for folder in Path("docs/results").iterdir() if folder.is_dir())

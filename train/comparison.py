@@ -1,0 +1,135 @@
+"""What a comparison is: the file that `train.compare` reads, and the command lines of the runs that it asks for."""
+
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RECIPES = ("image_classification", "language_model")
+LOWER_IS_BETTER, HIGHER_IS_BETTER = ("loss", "perplexity"), ("accuracy",)
+OPTIONAL_ENTRIES = {"options", "learning_rates", "search_options"}
+NOT_IN_FILE = {"typed", "finished_only"}
+SEARCH_FOLDER = "learning-rate-"
+
+
+@dataclass
+class Comparison:
+    """What a file for this command says.
+
+    Attributes:
+        recipe: module of `train` that runs a model.
+        config: the recipe's YAML file, the same for all models.
+        models: for every name, the options in which this model differs.
+        seeds: of weights, order and dropout.
+        metric: the number that is compared, `test_...`, one of those in a run's all_results.json.
+        output_dir: where the runs and the results go.
+        options: options of all runs that replace those of the config.
+        learning_rates: a grid out of which, or beyond which, every model gets the best for itself; empty: the rate of
+            the options.
+        search_options: options of the runs that search the grid, which replace all others.
+        typed: options of all runs that replace those of the file, its models included; not in the file.
+        finished_only: make no runs; not in the file.
+    """
+
+    recipe: str
+    config: str
+    models: dict[str, dict[str, Any]]
+    seeds: list[int]
+    metric: str
+    output_dir: str
+    options: dict[str, Any] = field(default_factory=dict)
+    learning_rates: list[float] = field(default_factory=list)
+    search_options: dict[str, Any] = field(default_factory=dict)
+    typed: dict[str, list[str]] = field(default_factory=dict)
+    finished_only: bool = False
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"recipe is {self.recipe!r}; allowed: one of {RECIPES}.")
+        if not self.models or not self.seeds:
+            raise ValueError(f"models is {self.models!r}, seeds is {self.seeds!r}: give at least one of each.")
+        if not self.metric.startswith("test_"):
+            raise ValueError(f"metric is {self.metric!r}; allowed: a name that begins with 'test_'.")
+        if not any(word in self.metric for word in LOWER_IS_BETTER + HIGHER_IS_BETTER):
+            raise ValueError(
+                f"metric is {self.metric!r}; allowed: a name with one of {LOWER_IS_BETTER}, of which less is better, "
+                f"or {HIGHER_IS_BETTER}."
+            )
+        self.search_seed = self.seeds[0]  # whatever seeds are chosen later
+
+    def choose(self, models: list[str]) -> None:
+        """Keep only some models."""
+        unknown = sorted(set(models) - set(self.models))
+        if unknown:
+            raise ValueError(f"models has {unknown}; allowed: {sorted(self.models)}.")
+        self.models = {name: self.models[name] for name in models}
+
+    def replace_options(self, typed: dict[str, list[str]]) -> None:
+        """Take options for all runs in place of the file's."""
+        fixed = {"seed": "--seeds"} | ({"learning_rate": "the file's learning_rates"} if self.learning_rates else {})
+        for name in sorted(fixed.keys() & typed):
+            raise ValueError(f"{name} is {' '.join(typed[name])}; allowed: only what {fixed[name]} gives every run.")
+        self.typed = typed
+
+    def folder(self, model: str, seed: int) -> Path:
+        """Where a run goes."""
+        return Path(self.output_dir, model, f"seed-{seed}")
+
+    def search_folder(self, model: str, learning_rate: float) -> Path:
+        """Where a run goes that tries a learning rate."""
+        return Path(self.output_dir, model, f"{SEARCH_FOLDER}{learning_rate:g}")
+
+    @property
+    def validation_metric(self) -> str:
+        """The metric on the validation data."""
+        return "validation_" + self.metric.removeprefix("test_")
+
+    def command_line(self, model: str, seed: int, folder: Path, **options: Any) -> list[str]:
+        """The arguments of a run.
+
+        Args:
+            model: its name.
+            seed: of weights, order and dropout.
+            folder: where it goes.
+            **options: further options of this run.
+        """
+        in_order = {**self.options, **self.typed, **self.models[model]}
+        options = {**in_order, **self.typed, **options, "seed": seed, "output_dir": folder}
+        given = {name: value for name, value in options.items() if value is not None}
+        return [self.config, *itertools.chain(*([f"--{name}", *texts(value)] for name, value in given.items()))]
+
+
+def texts(value: Any) -> list[str]:
+    """An option's value as it is typed."""
+    return [str(x) for x in value] if isinstance(value, list) else [str(value)]
+
+
+def read_comparison(path: str) -> Comparison:
+    """Read the file.
+
+    Raises:
+        ValueError: it holds unknown or lacks necessary entries.
+    """
+    entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    known = set(Comparison.__dataclass_fields__) - NOT_IN_FILE
+    if not isinstance(entries, dict) or set(entries) - known or known - OPTIONAL_ENTRIES - set(entries):
+        raise ValueError(
+            f"{path} has the entries {sorted(entries)}; allowed: {sorted(known)} "
+            f"({', '.join(sorted(OPTIONAL_ENTRIES))} may lack)."
+        )
+    return Comparison(**{**entries, "models": {name: values or {} for name, values in entries["models"].items()}})
+
+
+def options_of(arguments: list[str]) -> dict[str, list[str]]:
+    """`--name value ...` as a dictionary, for the recipe to check."""
+    options: dict[str, list[str]] = {}
+    for argument in arguments:
+        if argument.startswith("--"):
+            values = options.setdefault(argument.removeprefix("--"), [])
+        elif options:
+            values.append(argument)
+        else:
+            raise ValueError(f"unrecognized argument: {argument}")
+    return options
