@@ -123,8 +123,9 @@ def test_an_interrupt_in_an_epoch_and_at_its_end_leaves_evaluations_as_they_are(
     at, save_strategy, tmp_path, monkeypatch
 ):
     # Every evaluation lowers the rate here: one more, or one less, and the losses are others.
-    plateau = ["--lr_scheduler_type", "reduce_lr_on_plateau", "--lr_scheduler_kwargs", '{"patience": 0, "threshold": 9}']
-    options = [*plateau, "--logging_steps", "1", "--save_strategy", save_strategy, "--num_train_epochs", "3"]
+    worse = '{"patience": 0, "threshold": 9}'
+    options = ["--lr_scheduler_type", "reduce_lr_on_plateau", "--lr_scheduler_kwargs", worse]
+    options += ["--logging_steps", "1", "--save_strategy", save_strategy, "--num_train_epochs", "3"]
     image_classification.run(*debug_images_run(tmp_path / "unbroken", *options))
     unbroken = json.loads((tmp_path / "unbroken" / "trainer_state.json").read_text())
     assert unbroken["max_steps"] == 27  # three epochs of nine steps
