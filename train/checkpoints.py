@@ -13,11 +13,19 @@ WHOLE = "whole"  # an empty file, the last that is written to a checkpoint
 class CheckpointTrainer(Trainer):
     """`Trainer` that marks a checkpoint as whole once every process has written its part.
 
-    Older checkpoints are deleted only after that, so that there is a whole one at any time after the first.
+    Older checkpoints are deleted only after that, so that there is a whole one at any time after the first. A run that
+    goes on from its last step trains no further.
     """
 
     def save_extras(self, folder: Path) -> None:
         """What a subclass adds to the checkpoint in `folder`, in every process."""
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        # Where the last step is none of an epoch's end, transformers would make one more.
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+        else:
+            super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         run = Path(self._get_output_dir(trial))

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import ttest_ind
 
-BY_PLACE = "test_loss_from_"  # and how many tokens of its document were read before a token
+# And how many tokens, at least, the model had read before a token: its loss, and how many tokens there were of these.
+LOSS_FROM, TOKENS_FROM = "test_restarted_loss_from_", "test_restarted_tokens_from_"
 Results = dict[str, dict[int, dict[str, Any]]]  # for every model and seed, what the run's all_results.json holds
 
 
@@ -58,8 +59,8 @@ def summarize(
         searched: for every model that searched the grid and every learning rate, its score on the validation data.
         learning_rates: the best of them.
 
-    Models of text also have their tokens per second in training, and the loss of a token by how many tokens of its
-    document were read before it: at least so many, and fewer than the next such number.
+    Models of text also have their tokens per second in training, and the loss of a token by how many were read before
+    it, from an empty memory on: at least so many, and fewer than the next number.
     """
     values = {name: [run[metric] for run in runs.values()] for name, runs in results.items()}
     models = {
@@ -74,13 +75,13 @@ def summarize(
         for name, runs in results.items()
     }
     for name, runs in results.items():
-        places = [metric for metric in next(iter(runs.values())) if metric.startswith(BY_PLACE)]
-        if places:
+        first = next(iter(runs.values()))
+        if "train_tokens_per_second" in first:
             models[name]["tokens_per_second"] = mean_of(runs, "train_tokens_per_second")
-            models[name]["loss_by_tokens_before"] = {
-                place: mean_of(runs, f"{BY_PLACE}{place}")
-                for place in sorted(int(metric.removeprefix(BY_PLACE)) for metric in places)
-            }
+        places = sorted(int(metric.removeprefix(LOSS_FROM)) for metric in first if metric.startswith(LOSS_FROM))
+        if places:
+            models[name]["loss_by_tokens_before"] = {place: mean_of(runs, f"{LOSS_FROM}{place}") for place in places}
+            models[name]["tokens_by_tokens_before"] = {place: first[f"{TOKENS_FROM}{place}"] for place in places}
     for name, rate in learning_rates.items():
         scores = {f"{tried:g}": score for tried, score in searched[name].items()}
         models[name] |= {"learning_rate": rate, "searched": scores}
@@ -112,13 +113,13 @@ def table(summary: dict[str, Any]) -> str:
         lines.append(f"| {pair} | {test['difference']:+.4g} | {test['p']:.3g} | {test['p_holm']:.3g} |")
     read = {name: model for name, model in summary["models"].items() if "loss_by_tokens_before" in model}
     if read:
-        places = list(next(iter(read.values()))["loss_by_tokens_before"])
+        counts = next(iter(read.values()))["tokens_by_tokens_before"]
         lines += [
             "",
-            "| test loss of a token, by the tokens of its document before it | "
-            + " | ".join(f"from {place}" for place in places)
+            "| test loss of a token, by how many were read before it, from an empty memory on | "
+            + " | ".join(f"from {place} ({count:,} tokens)" for place, count in counts.items())
             + " | tokens/s in training |",
-            "| --- |" + " --- |" * (len(places) + 1),
+            "| --- |" + " --- |" * (len(counts) + 1),
         ]
         for name, model in read.items():
             losses = " | ".join(f"{loss:.3f}" for loss in model["loss_by_tokens_before"].values())

@@ -8,7 +8,9 @@
 The text comes from the Hub, a folder or plain text files. The YAML file holds any of the options below; options on the
 command line replace its values. Ctrl-C saves a checkpoint, and `--resume_from_checkpoint true` goes on from the last
 one as if nothing had happened. At the end output_dir holds the model, its tokenizer, its code, a model card, and
-all_results.json with the perplexities of the validation and test text, per token and per word. To share it:
+all_results.json with the perplexities of the validation and test text, per token and per word, read in order with
+carried state; and of the test text in pieces of four blocks that begin with an empty memory ("restarted"), there also
+by how many tokens were read before. To share it:
 
     python -m hf_engram.hub push runs/wikitext2 user/name
 """
@@ -37,6 +39,7 @@ from .vocabulary import train_tokenizer, word_tokenizer
 
 ROWS_IN_MEMORY_LOG = 4
 EXAMPLE_TOKENS = 48  # of the validation text, whose memory is drawn for the model card
+LONGER = 4  # times block_size: what is read without a memory from before, in the last evaluation
 
 
 @dataclass
@@ -207,6 +210,8 @@ def run(
     save(trainer, description, {"input_ids": example})
     for split, text in texts.items():
         metrics |= trainer.evaluate(text, metric_key_prefix=split)
+    split = "test" if "test" in texts else "validation"
+    metrics |= trainer.evaluate(restarted(texts[split], data_args.block_size), metric_key_prefix=f"{split}_restarted")
     seen = trainer.state.num_input_tokens_seen
     metrics |= {
         "state_bytes": text_state_bytes(trainer, data_args.block_size),
@@ -215,6 +220,12 @@ def run(
     }
     finish(trainer, metrics, report(metrics, texts))
     return metrics
+
+
+def restarted(text: TextStreams, block_size: int) -> TextStreams:
+    """The text in blocks of `LONGER` times the training length, each read from an empty memory on."""
+    places = tuple(sorted({max(block_size // 4, 1), block_size, 2 * block_size}))
+    return TextStreams.blocks(text.text, LONGER * block_size, text.document_start, places)
 
 
 @torch.no_grad()

@@ -29,21 +29,33 @@ class TextStreams(torch.utils.data.Dataset):
         rows: number of streams.
         segment_size: tokens of a segment.
         document_start: the token that begins a document.
+        places: positions in a document, or in a stream before its first document, by which an evaluation tells the
+            loss apart.
     """
 
-    def __init__(self, text: TokenizedText, rows: int, segment_size: int, document_start: int) -> None:
+    def __init__(
+        self, text: TokenizedText, rows: int, segment_size: int, document_start: int, places: tuple[int, ...] = ()
+    ) -> None:
         self.text = text
         self.rows = rows
         self.segment_size = segment_size
         self.document_start = document_start
+        self.places = places
         self.num_targets = len(text.tokens) - 1
         self.row_length = math.ceil(self.num_targets / rows)
 
     @classmethod
-    def blocks(cls, text: TokenizedText, block_size: int, document_start: int) -> "TextStreams":
+    def blocks(
+        cls, text: TokenizedText, block_size: int, document_start: int, places: tuple[int, ...] = ()
+    ) -> "TextStreams":
         """As many streams as it takes for each of them to be one block."""
         rows = math.ceil((len(text.tokens) - 1) / block_size)
-        return cls(text, rows, block_size, document_start)
+        return cls(text, rows, block_size, document_start, places)
+
+    @property
+    def are_blocks(self) -> bool:
+        """Whether every stream is one segment, so that no row goes on from another."""
+        return self.row_length <= self.segment_size
 
     def __len__(self) -> int:
         return math.ceil(self.row_length / self.segment_size) * self.rows

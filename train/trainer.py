@@ -50,7 +50,8 @@ class LanguageTrainer(RecipeTrainer):
     examples then have to come in order. The state is part of every checkpoint.
 
     Evaluation reads a text from its first token to its last in `eval_dataset.rows` parallel streams, each carrying its
-    state, and scores every token once. Several processes all read the whole text.
+    state, or block by block, each beginning without one, and scores every token once. Several processes all read the
+    whole text.
     """
 
     def __init__(self, *args: Any, carry_state: bool = False, **kwargs: Any) -> None:
@@ -88,9 +89,12 @@ class LanguageTrainer(RecipeTrainer):
         return Path(folder, f"state_{self.args.process_index}.safetensors")
 
     def get_eval_dataloader(self, eval_dataset: TextStreams | None = None) -> DataLoader:
-        """Batches of one segment of every stream, in order."""
+        """Batches of one segment of every stream, in order; of blocks as many as are as long as those in training."""
         dataset = self.eval_dataset if eval_dataset is None else eval_dataset
-        return DataLoader(dataset, batch_size=dataset.rows, collate_fn=self.data_collator)
+        rows = dataset.rows
+        if dataset.are_blocks:
+            rows = self.args.eval_batch_size * self.eval_dataset.segment_size // dataset.segment_size
+        return DataLoader(dataset, batch_size=max(rows, 1), collate_fn=self.data_collator)
 
     @torch.no_grad()
     def evaluation_loop(
@@ -106,23 +110,21 @@ class LanguageTrainer(RecipeTrainer):
         Returns:
             metrics `loss`: mean negative log-likelihood of a token, in nats; `perplexity`: its exponential;
             `word_perplexity`: the exponential of the sum over tokens divided by the number of words
-            ([`TokenizedText.words`]), which compares models with different tokenizers; `loss_from_<p>`: the mean over
-            tokens after which at least p tokens of their document were read, and fewer than the next such p: a quarter
-            of a segment, a segment, four segments.
+            ([`TokenizedText.words`]), which compares models with different tokenizers; and, if the dataset has
+            `places`, for 0 and each place p, `loss_from_<p>`: the mean over the tokens at p or later, and before the
+            next place, and `tokens_from_<p>`: how many these are.
         """
         model, dataset = self.model, dataloader.dataset
         self.callback_handler.eval_dataloader = dataloader
         model.eval()
-        state = None
-        segment = dataset.segment_size
-        edges = sorted({max(segment // 4, 1), segment, 4 * segment})
-        borders = torch.tensor(edges, device=self.args.device)
-        sums, counts = torch.zeros(2, len(edges) + 1, dtype=torch.float64)
+        state, carries = None, not dataset.are_blocks
+        borders = torch.tensor(dataset.places, device=self.args.device)
+        sums, counts = torch.zeros(2, len(borders) + 1, dtype=torch.float64)
         for batch in dataloader:
             batch = self._prepare_inputs(batch)
             with self.compute_loss_context_manager():
                 outputs = model(
-                    batch["input_ids"], position_ids=batch["position_ids"], past_key_values=state, use_cache=True
+                    batch["input_ids"], position_ids=batch["position_ids"], past_key_values=state, use_cache=carries
                 )
             state = outputs.past_key_values
             targets = batch["shift_labels"].flatten()
@@ -140,9 +142,9 @@ class LanguageTrainer(RecipeTrainer):
             "perplexity": perplexity(total / dataset.num_targets),
             "word_perplexity": perplexity(total / dataset.text.words),
         }
-        for edge, nats, count in zip([0, *edges], sums.tolist(), counts.tolist(), strict=True):
-            if count:
-                metrics[f"loss_from_{edge}"] = nats / count
+        if dataset.places:
+            for place, nats, count in zip((0, *dataset.places), sums.tolist(), counts.tolist(), strict=True):
+                metrics |= {f"loss_from_{place}": nats / count, f"tokens_from_{place}": int(count)} if count else {}
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         return EvalLoopOutput(predictions=None, label_ids=None, metrics=metrics, num_samples=len(dataset))
 

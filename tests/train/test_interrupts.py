@@ -94,6 +94,17 @@ def test_time_and_patience_are_part_of_a_checkpoint(tmp_path):
     assert results["train_seconds"] > seconds > 0
 
 
+@pytest.mark.parametrize("recipe", [language_model, image_classification])
+def test_a_run_that_ended_in_its_last_evaluation_trains_no_further(recipe, tmp_path):
+    options = debug_run if recipe is language_model else debug_images_run
+    whole = recipe.run(*options(tmp_path / "run", *CHECKPOINTS))
+    again = recipe.run(*options(tmp_path / "run", *CHECKPOINTS, "--resume_from_checkpoint", "true"))
+    assert again["test_loss"] == whole["test_loss"]
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
+    assert state["global_step"] == 8
+    assert again["parameters"] == whole["parameters"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_and_sigterm_save_a_checkpoint_that_resumes_to_the_unbroken_run(number, tmp_path, datasets_cache):

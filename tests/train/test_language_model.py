@@ -6,7 +6,6 @@ import os
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -134,19 +133,31 @@ def test_perplexity_is_that_of_one_pass_over_the_whole_text(tmp_path):
     assert metrics["test_word_perplexity"] == pytest.approx(math.exp(losses.sum().item() / words), rel=1e-5)
 
 
-def test_losses_are_told_apart_by_how_much_of_the_document_was_read(tmp_path):
-    trainer, texts = build_trainer(*debug_run(tmp_path))
-    text = TextStreams(texts["test"].text, 3, 8, texts["test"].document_start)
-    metrics = trainer.evaluate(text, metric_key_prefix="test")
-    names = [f"test_loss_from_{place}" for place in (0, 2, 8, 32)]
-    assert [name for name in metrics if "from" in name] == names
+def test_losses_are_told_apart_by_how_much_was_read_since_the_memory_was_empty(tmp_path):
+    results = run(*debug_run(tmp_path, "--block_size", "8"))
+    places = (0, 2, 8, 16)
+    assert [name for name in results if "from" in name] == [
+        f"test_restarted_{kind}_from_{place}" for place in places for kind in ("loss", "tokens")
+    ]
 
-    examples = [text[index] for index in range(len(text))]
-    places = np.concatenate([example["position_ids"] for example in examples])
-    counts = np.histogram(places, [0, 2, 8, 32, places.max() + 1])[0]
-    assert counts.all()
-    mean = sum(count * metrics[name] for count, name in zip(counts, names, strict=True)) / counts.sum()
-    assert mean == pytest.approx(metrics["test_loss"], rel=1e-6)
+    # The same from blocks of four times the training length, read one by one.
+    model = AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    _, texts = build_trainer(*debug_run(tmp_path / "again", "--block_size", "8"))
+    text = texts["test"]
+    blocks = TextStreams.blocks(text.text, 32, text.document_start)
+    losses, positions = [], []
+    for example in (blocks[index] for index in range(len(blocks))):
+        inputs, targets, places_of = (torch.tensor(example[name]).long() for name in example)
+        with torch.no_grad():
+            logits = model(inputs[None], position_ids=places_of[None]).logits[0]
+        losses.append(F.cross_entropy(logits, targets, reduction="none").double())
+        positions.append(places_of)
+    losses, positions = torch.cat(losses), torch.cat(positions)
+    assert results["test_restarted_loss"] == pytest.approx(losses.mean().item(), rel=1e-5)
+    for place, end in zip(places, (*places[1:], 10**9), strict=True):
+        of_place = losses[(positions >= place) & (positions < end)]
+        assert results[f"test_restarted_tokens_from_{place}"] == len(of_place) > 0
+        assert results[f"test_restarted_loss_from_{place}"] == pytest.approx(of_place.mean().item(), rel=1e-5)
 
 
 def test_attention_looks_no_further_back_than_in_training(tmp_path):
