@@ -18,7 +18,9 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def main() -> None:
     """Read the command line, load the models, serve until interrupted."""
     args = parse_args()
-    check_folder(args.model, MODEL)
+    check_folder("--model", args.model, MODEL)
+    if args.image_model:
+        check_folder("--image-model", args.image_model, IMAGE_MODEL)
     # Read by the libraries when they are imported: nothing is reported to anybody.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -84,15 +86,16 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def check_folder(model: str, default: str) -> None:
-    """Leave the program if `model` is meant to be a folder on this machine and is missing."""
+def check_folder(option: str, model: str, default: str) -> None:
+    """Leave the program if `model`, given by an option, is meant to be a folder on this machine and is missing."""
     path = Path(model)
     if not path.is_dir() and (
         model == default or path.is_absolute() or (path.parent.is_dir() and path.parent != Path())
     ):
         sys.exit(
             f"There is no checkpoint folder {model!r} in {Path.cwd()}. Start this at the root of the repository, name "
-            "another checkpoint with --model, or train one: python -m train.language_model --help"
+            f"another checkpoint with {option}, or train one: "
+            f"python -m train.{'language_model' if option == '--model' else 'image_classification'} --help"
         )
 
 

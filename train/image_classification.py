@@ -106,7 +106,8 @@ def build_trainer(
     if memory_layers(trainer.model.config.layer_types) and (
         training_args.memory_steps or training_args.memory_plot_steps
     ):
-        some = data_collator([splits["validation"][index] for index in range(IMAGES_IN_MEMORY_LOG)])
+        validation = splits["validation"]
+        some = data_collator([validation[index] for index in range(min(IMAGES_IN_MEMORY_LOG, len(validation)))])
 
         def sequences(model: PreTrainedModel) -> dict[str, Tensor]:
             return {"inputs_embeds": model.embed_images(some["pixel_values"].to(model.device))}

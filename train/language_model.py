@@ -73,6 +73,11 @@ class LanguageTrainingArguments(RecipeTrainingArguments):
     # The loss is taken on `shift_labels`, a keyword argument that the model's signature does not show.
     remove_unused_columns: bool = field(default=False, metadata={"help": "Has to be false here."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.final_eval_streams < 1:
+            raise ValueError(f"final_eval_streams is {self.final_eval_streams}; allowed: a positive integer.")
+
 
 ARGUMENT_GROUPS = (LanguageModelArguments, DataArguments, LanguageTrainingArguments)
 Arguments = tuple[LanguageModelArguments, DataArguments, LanguageTrainingArguments]

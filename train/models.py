@@ -161,6 +161,14 @@ class LanguageModelArguments(ModelArguments):
         },
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.raw_token_ids and self.embedding_dropout != 0:
+            raise ValueError(
+                f"embedding_dropout is {self.embedding_dropout}; allowed: 0, with raw_token_ids, whose ids it would "
+                "turn into others."
+            )
+
 
 @dataclass
 class ImageModelArguments(ModelArguments):

@@ -63,6 +63,18 @@ class RecipeTrainingArguments(TrainingArguments):
     # The Trainer copies it into the saved config: a checkpoint has to return its state when loaded.
     use_cache: bool = field(default=True, metadata={"help": "Whether the saved model returns its state by default."})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.early_stopping_patience is not None and not self.load_best_model_at_end:
+            raise ValueError(
+                f"early_stopping_patience is {self.early_stopping_patience}, load_best_model_at_end is False; allowed: "
+                "early_stopping_patience None, or load_best_model_at_end true."
+            )
+        for name in ("memory_steps", "memory_plot_steps"):
+            every = getattr(self, name)
+            if every is not None and every < 1:
+                raise ValueError(f"{name} is {every}; allowed: a positive integer, or None.")
+
 
 def callbacks_for(args: RecipeTrainingArguments) -> list[TrainerCallback]:
     """The callbacks that the options ask for."""
@@ -87,6 +99,7 @@ def train(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, Any]:
     if interrupt.interrupted:
         print("Stopped. --resume_from_checkpoint true goes on from here.")
         sys.exit(130)
+    trainer.remove_callback(EarlyStoppingCallback)  # which would look for its metric in the last evaluations, too
     trainer.save_state()
     stopwatch = next(callback for callback in trainer.callback_handler.callbacks if isinstance(callback, Stopwatch))
     return {

@@ -4,9 +4,9 @@
     python -m train.search language_model train/configs/wikitext2.yaml --space hebbian_lr memory_size
 
 Takes a recipe and its options. Every trial trains a model with constants of its own from the space, and the loss on
-the validation data decides; a trial that is behind the median of the others is given up. Trials are kept in
-output_dir/search.db: the same command goes on with what is left to do. At the end output_dir/best.yaml holds the best
-constants, as options of the recipe.
+the validation data decides; a trial that is behind the median of the others is given up, but early stopping is left
+out. Trials are kept in output_dir/search.db: the same command goes on with what is left to do, and another --trials
+with more of them. At the end output_dir/best.yaml holds the best constants, as options of the recipe.
 """
 
 import argparse
@@ -44,9 +44,14 @@ def search(recipe_name: str, space: list[str], trials: int, options: list[str]) 
         the best constants.
     """
     recipe = importlib.import_module(f"{__package__}.{recipe_name}")
-    model_args, data_args, training_args = recipe.parse([*options, "--save_strategy", "no"])
+    of_trials = ["--save_strategy", "no", "--load_best_model_at_end", "false", "--early_stopping_patience", "None"]
+    model_args, data_args, training_args = recipe.parse([*options, *of_trials])
     if model_args.architecture != "enn":
         raise ValueError(f"architecture is {model_args.architecture!r}; allowed: 'enn', whose memory is searched.")
+    if data_args.validation_fraction == 0:
+        raise ValueError(
+            "validation_fraction is 0, so that the test split may validate; allowed: more than 0 in a search."
+        )
     trainer, _ = recipe.build_trainer(model_args, data_args, training_args)
     trainer.model_init = lambda trial: trainer.make_model(
         model_args if trial is None else dataclasses.replace(model_args, **{name: SPACE[name](trial) for name in space})
@@ -55,6 +60,7 @@ def search(recipe_name: str, space: list[str], trials: int, options: list[str]) 
     folder.mkdir(parents=True, exist_ok=True)
     storage = f"sqlite:///{folder / 'search.db'}"
     study = optuna.create_study(study_name=STUDY, storage=storage, load_if_exists=True, direction="minimize")
+    remember(study, {"recipe": recipe_name, "space": sorted(space), "options": options, "config": config_of(options)})
     over = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     done = len(study.get_trials(states=over))
     print(f"{done} of {trials} trials are done.", flush=True)
@@ -73,6 +79,28 @@ def search(recipe_name: str, space: list[str], trials: int, options: list[str]) 
     (folder / "best.yaml").write_text(yaml.safe_dump(best.params))
     print(f"Best of {trials}: {best.params}, with a validation loss of {best.value:.4f}. Saved in {folder}/best.yaml.")
     return best.params
+
+
+def config_of(options: list[str]) -> Any:
+    """What the YAML file on a recipe's command line says; `None` without one."""
+    named = options[:1] if options and not options[0].startswith("--") else []
+    return yaml.safe_load(Path(*named).read_text(encoding="utf-8")) if named else None
+
+
+def remember(study: optuna.Study, asked: dict[str, Any]) -> None:
+    """Note what a new study was asked.
+
+    Raises:
+        ValueError: the study has trials of something else, which these could not be compared with.
+    """
+    for name, value in asked.items():
+        if not study.trials:
+            study.set_user_attr(name, value)
+        elif study.user_attrs.get(name) != value:
+            raise ValueError(
+                f"{name} is {value}, but output_dir holds trials with {study.user_attrs.get(name)}: choose another "
+                "output_dir, or delete its search.db."
+            )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -36,6 +36,7 @@ def test_the_command_serves_checkpoint_folders(text_folder, image_folder):
     [
         (["--help"], "--trust-remote-code"),
         (["--model", "model_cards/no-such-model"], "There is no checkpoint folder 'model_cards/no-such-model'"),
+        (["--image-model", "model_cards/no-such-model"], "name another checkpoint with --image-model, or train one"),
         (["--model", "{images}"], "--model takes a language model"),
         (["--port", "x"], "invalid int value: 'x'"),
     ],

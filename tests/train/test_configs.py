@@ -37,9 +37,13 @@ def make(arguments):
 def test_a_recipes_config_makes_a_model(config):
     recipe, path = command_in(config).groups()
     assert path == str(config)
-    arguments = {"language_model": language_model, "image_classification": image_classification}[recipe].parse([path])
+    parse = {"language_model": language_model, "image_classification": image_classification}[recipe].parse
+    arguments = parse([path])
     assert arguments[2].output_dir == f"runs/{config.stem}"
     assert make(arguments).num_parameters() > 0
+    # Options that the comment proposes.
+    for options in re.findall(r"^# .*?((?: --\w+ \w+)+)$", config.read_text(), re.MULTILINE):
+        parse([path, *options.split()])
 
 
 @pytest.mark.parametrize("config", **named(CONFIGS.glob("compare/*.yaml")))

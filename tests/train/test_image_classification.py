@@ -126,11 +126,13 @@ def test_images_are_read_in_other_orders_and_sizes(options, tmp_path):
     assert AutoModelForImageClassification.from_pretrained(tmp_path).config.image_sequence in [*options, "row"]
 
 
-def test_the_authors_protocol_halves_the_rate_stops_and_keeps_the_best(tmp_path):
+def test_the_authors_protocol_halves_the_rate_stops_and_keeps_the_best(tmp_path, caplog):
     small = ["--image_size", "8", "--hidden_size", "16", "--memory_size", "8", "--num_train_epochs", "12"]
     options = ["--dataset_name", "tests/fixtures/shapes", "--output_dir", str(tmp_path), "--learning_rate", "0.05"]
     arguments = parse(["train/configs/paper_mnist_rows.yaml", *small, *options, "--disable_tqdm", "true"])
-    results = run(*arguments)
+    with caplog.at_level("WARNING"):
+        results = run(*arguments)
+    assert "early stopping" not in caplog.text  # neither is it off nor does it watch the last evaluations
     state = json.loads((tmp_path / "trainer_state.json").read_text())
     losses = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
     assert state["best_global_step"] == min(losses, key=losses.get)

@@ -57,6 +57,18 @@ def test_the_file_may_follow_the_options():
         (["typo.yaml"], r"unknown options \['hidden_sise'\]; --help lists the known ones"),
         (["half.yaml"], "--block_size/--block-size: invalid int value: '2.5'"),
         (["list.yaml"], r"allowed: lines of `option: value`"),
+        (["truth.yaml"], "save_strategy is False in truth.yaml, as YAML reads yes and no; allowed: a text, in quotes"),
+        ([DEBUG, "--block_size", "None"], "invalid int value: 'None'"),
+        (
+            [DEBUG, "--raw_token_ids", "true", "--embedding_dropout", "0.1"],
+            r"embedding_dropout is 0.1; allowed: 0, with",
+        ),
+        ([DEBUG, "--final_eval_streams", "0"], "final_eval_streams is 0; allowed: a positive integer"),
+        (
+            [DEBUG, "--early_stopping_patience", "2"],
+            "load_best_model_at_end is False; allowed: early_stopping_patience",
+        ),
+        ([DEBUG, "--memory_steps", "0"], "memory_steps is 0; allowed: a positive integer, or None"),
     ],
 )
 def test_a_wrong_command_line_is_refused(arguments, message, tmp_path, monkeypatch, capsys):
@@ -65,9 +77,19 @@ def test_a_wrong_command_line_is_refused(arguments, message, tmp_path, monkeypat
     Path("typo.yaml").write_text("dataset_name: text\nhidden_sise: 48")
     Path("half.yaml").write_text("dataset_name: text\nblock_size: 2.5")
     Path("list.yaml").write_text("- hidden_size")
+    Path("truth.yaml").write_text("dataset_name: text\nsave_strategy: no")
     with pytest.raises(SystemExit):
         parse(arguments)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_file_may_give_one_of_a_list_alone_and_none(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"train_files: docs/*.md\nsliding_window: 8\ntoken_memory_size: null\noutput_dir: {tmp_path}")
+    model_args, data_args, _ = parse([str(file), "--sliding_window", "None"])
+    assert data_args.train_files == ["docs/*.md"]
+    assert data_args.source().name == "docs/*.md"
+    assert (model_args.sliding_window, model_args.token_memory_size) == (None, None)
 
 
 def test_help_teaches(capsys):

@@ -109,6 +109,15 @@ def test_the_memory_is_logged_and_drawn_while_training_goes_on(recipe, tmp_path)
     assert np.asarray(Image.open(tmp_path / "memory" / pictures[0])).std() > 10
 
 
+def test_few_validation_images_are_enough_for_the_log(tmp_path):
+    trainer, splits = image_classification.build_trainer(
+        *debug_images_run(tmp_path, *CHECKPOINTS, "--memory_steps", "8", "--validation_fraction", "0.03")
+    )
+    assert len(splits["validation"]) < 16
+    trainer.train()
+    assert any("memory_0_recall_entropy" in entry for entry in trainer.state.log_history)
+
+
 def test_tensorboard_holds_the_loss_and_what_the_memory_does(tmp_path):
     options = ["--memory_steps", "2", "--report_to", "tensorboard"]
     trainer, _ = language_model.build_trainer(*debug_run(tmp_path, *CHECKPOINTS, *options))

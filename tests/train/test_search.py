@@ -54,6 +54,7 @@ def test_constants_reach_the_model(tmp_path, monkeypatch):
     [
         ([*IMAGES, "--architecture", "gru"], "architecture is 'gru'; allowed: 'enn', whose memory is searched"),
         ([*IMAGES, "--space", "colour"], "invalid choice: 'colour'"),
+        ([*IMAGES, "--validation_fraction", "0"], "validation_fraction is 0, so that the test split may validate"),
         (["speech"], "invalid choice: 'speech'"),
     ],
 )
@@ -61,3 +62,22 @@ def test_a_wrong_search_is_refused(options, message, capsys):
     with pytest.raises(SystemExit):
         main(options)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_trials_of_something_else_are_not_mixed_in(tmp_path, capsys):
+    options = [*IMAGES, "--output_dir", str(tmp_path)]
+    main([*options, "--trials", "1", "--space", "hebbian_lr"])
+    for others, message in (
+        ([*options, "--space", "memory_size"], r"space is \['memory_size'\], but output_dir holds .* \['hebbian_lr'\]"),
+        ([*options, "--space", "hebbian_lr", "--learning_rate", "1"], "options is .* but output_dir holds trials with"),
+    ):
+        with pytest.raises(SystemExit):
+            main(others)
+        assert re.search(message, capsys.readouterr().err)
+
+
+def test_a_config_with_early_stopping_can_be_searched(tmp_path):
+    small = ["--dataset_name", "tests/fixtures/shapes", "--image_size", "8", "--num_train_epochs", "1"]
+    paper = ["image_classification", "train/configs/paper_mnist_rows.yaml", *small, "--disable_tqdm", "true"]
+    main([*paper, "--output_dir", str(tmp_path), "--trials", "1", "--space", "hebbian_lr"])
+    assert set(yaml.safe_load((tmp_path / "best.yaml").read_text())) == {"hebbian_lr"}
