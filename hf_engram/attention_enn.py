@@ -6,6 +6,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from .configuration_enn import EnnConfig
 from .ops_enn import NO_MASKS, StepMasks, state_dtype
@@ -107,6 +108,8 @@ class CausalAttention(nn.Module):
         if self.sliding_window is not None:
             far = state.length[:, None] - positions >= self.sliding_window
             positions = positions.masked_fill(far, HIDDEN)
+        if is_compiling():  # to look at values would break the graph
+            return state._replace(positions=positions)
         needed = (positions >= 0).any(0).nonzero()
         first = needed[0, 0] if len(needed) else positions.shape[1]
         return AttentionState(state.keys[:, :, first:], state.values[:, :, first:], positions[:, first:], state.length)

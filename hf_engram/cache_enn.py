@@ -210,6 +210,14 @@ def misfit(layer: StateLayer, state: LayerState, config: EnnConfig, rows: int) -
     return None if found == wanted else f"a state of shapes {found} {state._fields}; expected {wanted}"
 
 
+def state_on(device: torch.device, layer: StateLayer | None) -> LayerState | None:
+    """The state that a layer of a cache holds, on a device: a memory file may have been loaded to another one."""
+    state = None if layer is None else layer.state
+    if state is None or state[0].device == device:
+        return state
+    return type(state)(*(value.to(device) for value in state))
+
+
 def empty_state(config: EnnConfig) -> DynamicCache:
     """A state that has seen nothing."""
     return own_layers(DynamicCache(config=config), config)

@@ -1,10 +1,11 @@
 """What a model would have read and said if it had not written some token into its memory: the run once more."""
 
 import copy
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
@@ -80,7 +81,7 @@ class Counterfactual:
 def counterfactual(
     model: EnnForCausalLM,
     input_ids: Tensor,
-    erase: int | Sequence[int],
+    erase: SupportsIndex | Iterable[SupportsIndex],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     **inputs: Any,
@@ -109,7 +110,10 @@ def counterfactual(
     if attention_mask is not None and not attention_mask.all():
         raise ValueError("attention_mask has zeros; expected a row without padding.")
     steps = input_ids.shape[1]
-    asked = [erase] if isinstance(erase, int) else list(erase)
+    try:
+        asked = [operator.index(erase)]  # numbers of numpy and torch, too
+    except TypeError:
+        asked = [operator.index(step) for step in erase]
     wrong = [step for step in asked if not -steps <= step < steps]
     if wrong or not asked:
         raise ValueError(

@@ -41,8 +41,11 @@ class EnnGenerationMixin(GenerationMixin):
         """As in `GenerationMixin`; rows that have finished are masked, and tokens beyond `write_mask` `[B, S]` write.
 
         Raises:
-            ValueError: `input_ids` is taken to contain what `past_key_values` has seen, but is not longer than that.
+            ValueError: `input_ids` is taken to contain what `past_key_values` has seen, but is not longer than that; or
+                `write_mask` is given with `inputs_embeds`.
         """
+        if write_mask is not None and inputs_embeds is not None:
+            raise ValueError("write_mask goes with input_ids in `generate`; given: inputs_embeds.")
         if next_sequence_length is not None and next_sequence_length <= 0:
             seen = past_key_values.get_seq_length()
             raise ValueError(
@@ -66,6 +69,18 @@ class EnnGenerationMixin(GenerationMixin):
             beyond = max(input_ids.shape[1] - write_mask.shape[1], 0)
             inputs["write_mask"] = F.pad(write_mask.bool(), (0, beyond), value=True)[:, read : read + steps]
         return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, dict[str, Any]]:
+        # transformers repeats every tensor for beams and returned sequences; these are the same for all rows.
+        of_all_rows = {
+            name: kwargs.pop(name)
+            for name in ("slot_mask", "write_mask", "position_ids")
+            if kwargs.get(name) is not None and (name == "slot_mask" or len(kwargs[name]) == 1)
+        }
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size, is_encoder_decoder, input_ids, **kwargs)
+        return input_ids, kwargs | of_all_rows
 
     @staticmethod
     def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:

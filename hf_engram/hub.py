@@ -13,6 +13,7 @@ From a shell:
 """
 
 import argparse
+import fnmatch
 import shutil
 import sys
 import tempfile
@@ -60,7 +61,7 @@ __all__ = [
 ]
 
 NOT_SENT = [*(f"*{kind}" for kind in PICKLES), "checkpoint-*", ".*", "__pycache__*"]
-REPLACED = (".safetensors", ".safetensors.index.json", ".py")
+REPLACED = ("model*.safetensors", "model.safetensors.index.json", "*_enn.py")  # what an earlier model may have left
 
 
 class PushError(OSError):
@@ -124,7 +125,7 @@ def save_for_hub(
         problems = find_problems(stage)
         if problems:
             raise FolderError(folder, problems)
-        for pattern in ("model*.safetensors", "model.safetensors.index.json", "*_enn.py"):
+        for pattern in REPLACED:
             for path in folder.glob(pattern):
                 if not (stage / path.name).is_file():
                     path.unlink()  # of an earlier save; old weights would be loaded in place of the new ones
@@ -177,9 +178,7 @@ def push_to_hub(
         api.create_repo(repo_id, private=private, exist_ok=True)
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
-        remote = [name for name in api.list_repo_files(repo_id, revision=revision) if "/" not in name]
-        stale = [name for name in remote if name.endswith(REPLACED) and not (folder / name).is_file()]
-        stale += [name for name in remote if name.endswith(PICKLES)]
+        stale = left_by_earlier_models(api.list_repo_files(repo_id, revision=revision), folder)
         return api.upload_folder(
             repo_id=repo_id,
             folder_path=folder,
@@ -190,6 +189,14 @@ def push_to_hub(
         )
     except Exception as error:
         raise PushError(explain(error, repo_id)) from error
+
+
+def left_by_earlier_models(remote: list[str], folder: Path) -> list[str]:
+    """Weights and code in a repository that the model in `folder` does not have, and pickles of any name."""
+    at_root = [name for name in remote if "/" not in name]
+    replaced = {name for pattern in REPLACED for name in fnmatch.filter(at_root, pattern)}
+    pickles = [name for name in at_root if name.endswith(PICKLES)]
+    return sorted(name for name in replaced if not (folder / name).is_file()) + pickles
 
 
 def explain(error: Exception, repo_id: str) -> str:

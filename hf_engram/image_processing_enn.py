@@ -22,7 +22,8 @@ class EnnImageProcessor(PilBackend):
         do_normalize (`bool`, *optional*, defaults to `False`):
             Subtract `image_mean` and divide by `image_std`, one number per channel each.
 
-    Accepts PIL images of any mode, and numpy arrays and torch tensors `[H, W]`, `[C, H, W]` or `[H, W, C]`.
+    Accepts PIL images of any mode but "I" and "F", whose range nobody knows, and numpy arrays and torch tensors
+    `[H, W]`, `[C, H, W]` or `[H, W, C]`; a list of these, or a batch with an axis for channels.
 
     Example:
 
@@ -50,13 +51,22 @@ class EnnImageProcessor(PilBackend):
             self.num_channels = num_channels
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> Any:
-        # transformers wants an axis for the channels of an array.
-        grey = getattr(images, "ndim", None) == 2
-        return super()._prepare_images_structure(images[None] if grey else images, expected_ndims)
+        return super()._prepare_images_structure(with_channels(images), expected_ndims)
 
     def process_image(self, image: Any, **kwargs: Any) -> np.ndarray:
-        """One image as an array `[num_channels, H, W]`."""
+        """One image as an array `[num_channels, H, W]`.
+
+        Raises:
+            ValueError: a PIL image of a mode whose range is not known.
+        """
         if isinstance(image, Image.Image):
+            if image.mode in ("I", "F"):
+                raise ValueError(
+                    f"The image has mode {image.mode!r}, whose range is not known; allowed: any other mode, or an "
+                    "array scaled to 0 to 255."
+                )
+            if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
+                image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
             image = image.convert("L" if self.num_channels == 1 else "RGB")
         channels = super().process_image(image, **kwargs)
         if len(channels) == self.num_channels:
@@ -67,3 +77,10 @@ class EnnImageProcessor(PilBackend):
             return colour
         grey = np.tensordot(np.array([0.299, 0.587, 0.114]), colour, axes=1)[None]
         return grey.astype(channels.dtype)
+
+
+def with_channels(images: Any) -> Any:
+    """The same images, grey arrays `[H, W]` among them with the axis for channels that transformers wants."""
+    if isinstance(images, (list, tuple)):
+        return [with_channels(image) for image in images]
+    return images[None] if getattr(images, "ndim", None) == 2 else images

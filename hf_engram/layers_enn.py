@@ -11,7 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention_enn import CausalAttention
-from .cache_enn import LayerState
+from .cache_enn import LayerState, state_on
 from .configuration_enn import EnnConfig
 from .dispatch_enn import selected_scan
 from .mixer_enn import EngramMixer
@@ -186,7 +186,7 @@ class StatefulLayer(GradientCheckpointingLayer):
         """
         cache = None if past_key_values is None else past_key_values.layers[self.layer_idx]
         x = hidden_states if self.input_norm is None else self.input_norm(hidden_states)
-        outputs, recall, state = self.mix(x, None if cache is None else cache.state, masks, plastic, slots)
+        outputs, recall, state = self.mix(x, state_on(x.device, cache), masks, plastic, slots)
         if cache is not None:
             cache.store(state, hidden_states.shape[1])
         outputs = self.dropout(outputs)
@@ -219,6 +219,8 @@ class EnnBlock(StatefulLayer):
         else:
             window = config.sliding_window if layer_type == "sliding_attention" else None
             self.mixer = CausalAttention(config, window)
+        # Not asked of `mixer`, which PEFT may have wrapped.
+        self.has_memory = layer_type == "engram_mixer"
         self.feed_forward_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.feed_forward = FeedForward(config)
 
@@ -226,7 +228,7 @@ class EnnBlock(StatefulLayer):
         self, x: Tensor, state: LayerState | None, masks: StepMasks, plastic: bool, slots: Tensor | None
     ) -> tuple[Tensor, Tensor | None, LayerState]:
         """The mixer, or attention."""
-        if not isinstance(self.mixer, EngramMixer):
+        if not self.has_memory:
             outputs, state = self.mixer(x, state, masks)
             return outputs, None, state
         outputs, recall, _, _, state = self.mixer(x, state, masks, plastic, slots)

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 from transformers.cache_utils import Cache
 
 from .configuration_enn import EnnConfig
@@ -29,6 +30,8 @@ def step_masks(
 def padding_mask(attention_mask: Tensor | None, inputs: Tensor) -> Tensor | None:
     """The columns of `attention_mask` for inputs `[B, T, ...]`, its last T, as bool; `None` without padding.
 
+    Where a model is compiled, its masks are kept whatever they hold: to look would break the graph.
+
     Raises:
         ValueError: the mask is not two-dimensional, has other rows than the inputs, or is shorter.
     """
@@ -41,7 +44,7 @@ def padding_mask(attention_mask: Tensor | None, inputs: Tensor) -> Tensor | None
             "when past_key_values has seen tokens. It says which tokens are padding: 4-D masks mean nothing to an ENN."
         )
     valid = attention_mask[:, -steps:].bool()
-    return None if valid.all() else valid
+    return None if not is_compiling() and valid.all() else valid
 
 
 def document_starts(
@@ -66,7 +69,7 @@ def document_starts(
         restart = restart & valid
     has_state = past_key_values is not None and past_key_values.layers[0].state is not None
     needed = restart if has_state else restart[:, 1:]
-    return restart if needed.any() else None
+    return restart if is_compiling() or needed.any() else None
 
 
 def write_steps(write_mask: Tensor | None, inputs: Tensor) -> Tensor | None:
@@ -83,7 +86,7 @@ def write_steps(write_mask: Tensor | None, inputs: Tensor) -> Tensor | None:
             f"write_mask has shape {tuple(write_mask.shape)}; expected ({batch}, {steps}) or (1, {steps})."
         )
     writes = write_mask.bool().expand(batch, steps)
-    return None if writes.all() else writes
+    return None if not is_compiling() and writes.all() else writes
 
 
 def slots_by_layer(slot_mask: Tensor | None, config: EnnConfig) -> list[Tensor | None]:

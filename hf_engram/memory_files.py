@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
-from .cache_enn import TokenMemoryCacheLayer, as_new_sequence, empty_state, misfit
+from .cache_enn import TokenMemoryCacheLayer, are_of_types, as_new_sequence, empty_state, misfit
 from .configuration_enn import EnnConfig
 
 MEMORY_FORMAT = "hf_engram.memory.v1"
@@ -36,10 +36,20 @@ def save_memory(past_key_values: Cache, path: str | os.PathLike, config: EnnConf
         config: the model's config; its architecture is written into the file.
 
     Raises:
-        ValueError: the state is empty.
+        ValueError: the state is empty, or not one of a model with this config.
     """
-    if past_key_values.layers[0].state is None:
+    layers = past_key_values.layers if isinstance(past_key_values, Cache) else ()
+    if not are_of_types(layers, config):
+        raise ValueError(
+            f"past_key_values ({type(past_key_values).__name__}) is not the state of a model with this config; "
+            "expected what the model returned."
+        )
+    if layers[0].state is None:
         raise ValueError("past_key_values is empty: nothing has been written to this memory yet.")
+    for index, layer in enumerate(layers):
+        wrong = None if layer.state is None else misfit(layer, layer.state, config, len(layer.state[0]))
+        if wrong is not None:
+            raise ValueError(f"past_key_values does not fit config: it holds, in layer {index}, {wrong}.")
     tensors = {
         f"layers.{index}.{name}": value.contiguous()
         for index, layer in enumerate(past_key_values.layers)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .attribution import HeadAttribution, MixerAttribution
+from .decay_enn import decay_between
 from .ops_mixer_enn import MixerBank, write_weights
 from .recordings import LayerRecording, MemoryRecording, Step
 
@@ -113,13 +114,7 @@ class HeadRecording(MemoryRecording):
         Returns:
             `[T, T]`, zero unless the write came at or before the step and was not cleared since; and `[T, 1]`.
         """
-        log_decays = torch.where(on, self.log_decays, 0)
-        document = (self.restart & on).cumsum(0)
-        seen = (document[:, None] == document).tril()
-        # Summed for every write anew, as in `scan_mixer_enn`: a difference of two sums from the start is less exact.
-        between = torch.where(torch.ones_like(seen).tril(-1), log_decays[:, None], 0).cumsum(0)
-        decay = torch.where(seen, between, -torch.inf).exp()
-        carry = torch.where(document == 0, log_decays.cumsum(0), -torch.inf).exp()
+        decay, carry = decay_between(torch.where(on, self.log_decays, 0), (self.restart & on).cumsum(0))
         return decay, carry[:, None]
 
 

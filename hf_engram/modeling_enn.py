@@ -20,7 +20,7 @@ from transformers.utils import TransformersKwargs
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
-from .cache_enn import are_of_types, empty_state, misfit, own_layers
+from .cache_enn import are_of_types, empty_state, misfit, own_layers, state_on
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
 from .images_enn import PositionEmbeddings, image_to_sequence
@@ -43,7 +43,8 @@ class EnnModelOutput(BaseModelOutputWithPast):
     Attributes:
         last_hidden_state: `[B, T, H]`.
         past_key_values: the state after the last step, with `use_cache=True`.
-        hidden_states: input of the first layer and output of every layer, with `output_hidden_states=True`.
+        hidden_states: input of the first layer and output of every layer, that of the last one after the final
+            normalisation where there is one, with `output_hidden_states=True`.
         recall: per layer with a memory, the recall weights over slots `[B, T, N]`, of a mixer `[B, T, heads, N]`, with
             `output_recall=True`.
         traces: per layer with a memory, the trace after the last step `[B, N, H]`, of a mixer
@@ -197,7 +198,7 @@ class EnnModel(EnnPreTrainedModel):
             position_ids: `[B, T]` or `[1, T]`. A 0 begins a new document: the state is cleared before that token.
             past_key_values: the state to go on from.
             inputs_embeds: features `[B, T, embedding_size]`.
-            use_cache: return the state.
+            use_cache: return the state; not with gradient checkpointing in training mode.
             write_mask: bool `[B, T]` or `[1, T]`. `False` erases what that token would write: the trace decays, and
                 nothing is added.
             plastic: `False` freezes the traces: they are read, but neither decay nor are written.
@@ -214,6 +215,14 @@ class EnnModel(EnnPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
         self._check_features(inputs_embeds)
+        if self.gradient_checkpointing and self.training:
+            # Layers that run twice would go on from what they have left themselves the first time.
+            if past_key_values is not None:
+                raise ValueError(
+                    "past_key_values cannot be carried on with gradient checkpointing in training mode: leave it out, "
+                    "or call `model.gradient_checkpointing_disable()`."
+                )
+            use_cache = False
         if use_cache and past_key_values is None:
             past_key_values = empty_state(self.config)
         if past_key_values is not None:
@@ -379,7 +388,7 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
     ) -> tuple[Tensor, TokenReads]:
         """Logits, mixed with what the token memory recalls, and its reads; its new state goes to the cache."""
         cache = None if past_key_values is None else past_key_values.layers[-1]
-        state = None if cache is None else cache.state
+        state = state_on(logits.device, cache)
         logits, state, reads = self.token_memory(
             logits, hidden_states, input_ids, state, masks, plastic, kept, with_state=cache is not None
         )
@@ -492,7 +501,8 @@ class EnnForImageClassification(EnnClassifier):
         sequence = image_to_sequence(pixel_values.to(self.dtype), self.config)
         if self.position_embeddings is None:
             return sequence
-        return torch.cat([sequence, self.position_embeddings.weight.expand(len(sequence), -1, -1)], -1)
+        places = self.position_embeddings(torch.arange(sequence.shape[1], device=sequence.device))
+        return torch.cat([sequence, places.expand(len(sequence), -1, -1)], -1)
 
     @can_return_tuple
     def forward(

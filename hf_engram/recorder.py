@@ -25,6 +25,7 @@ from .packets import MixerWrites, Packet, join
 from .recordings import LayerRecording, Recording
 from .token_memory_enn import TokenMemory
 from .token_memory_recordings import TokenMemoryRecording
+from .wrapped_enn import fetched
 
 
 class Recorder:
@@ -50,7 +51,7 @@ class Recorder:
 
     Raises:
         TypeError: the model is no ENN.
-        ValueError: it has no layer with a memory.
+        ValueError: it has no layer with a memory, or another library has wrapped one.
     """
 
     def __init__(self, model: EnnPreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
@@ -67,6 +68,14 @@ class Recorder:
         self.tokenizer = tokenizer
         self.packets: list[Packet] = []
         self._backbone: EnnModel = model.base_model
+        for index in self._memories:
+            layer = self._backbone.layers[index]
+            memory = layer.cell if layer_types[index] == "engram" else layer.mixer
+            if not isinstance(memory, (EnnCell, EngramMixer)):
+                raise ValueError(
+                    f"The memory of layer {index} is wrapped in a {type(memory).__name__} ({type(memory).__module__}), "
+                    "as PEFT does for target_parameters: merge the adapter first (`merge_and_unload()`)."
+                )
         self._token_memory: TokenMemory | None = getattr(model, "token_memory", None)
         self._carried_tokens: Tensor | None = None  # the trace of the token memory before the first step
         self._carried: list[Tensor | None] = []  # per layer with a memory, as the next
@@ -97,11 +106,14 @@ class Recorder:
         """What was recorded so far, one [`Recording`] per row, on the CPU.
 
         Raises:
-            ValueError: nothing was recorded.
+            ValueError: nothing was recorded, or nothing of a row.
         """
         if not self.packets:
             raise ValueError("Nothing was recorded: run the model inside `with recorder:`.")
         run = join(self.packets)
+        empty = (~run.valid.any(1)).nonzero().flatten().tolist()
+        if empty:
+            raise ValueError(f"attention_mask is 0 all along the rows {empty}: there is nothing to record of padding.")
         return [self._row(run, row) for row in range(len(run.valid))]
 
     def _row(self, run: Packet, row: int) -> Recording:
@@ -229,7 +241,8 @@ def cell_recording(
 ) -> CellRecording:
     """The recording of an engram layer from recall weights `[T, N]`, encodings `[T, H]` and carried trace `[N, H]`."""
     dtype = state_dtype(encodings.dtype)
-    bank = cell.memory_bank.detach().to("cpu", dtype, copy=True)
+    with fetched(cell):
+        bank = cell.memory_bank.detach().to("cpu", dtype, copy=True)
     return CellRecording(
         recall=recall.to(dtype),
         encodings=encodings.to(dtype),
@@ -245,7 +258,8 @@ def mixer_recording(
 ) -> MixerRecording:
     """The recording of a mixer from recall weights `[T, A, N]`, the writes of one row, `[A, T, ...]`, and its trace."""
     dtype = writes.values.dtype
-    bank = MixerBank(*(value.detach().to("cpu", copy=True) for value in mixer.bank(dtype)))
+    with fetched(mixer):
+        bank = MixerBank(*(value.detach().to("cpu", copy=True) for value in mixer.bank(dtype)))
     if carried is None:
         carried = recall.new_zeros(*bank.values.shape[:2], 2 * mixer.head_dim + 1)
     heads = tuple(

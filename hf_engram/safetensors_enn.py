@@ -56,6 +56,6 @@ def find_pickled_weights(path: str | os.PathLike, subfolder: str = "", **kwargs:
         try:
             if has_file(path, file, **where):
                 return file
-        except OSError:  # the path, and not its weights, is what is wrong
+        except (OSError, ValueError):  # the path, and not its weights, is what is wrong
             return None
     return None

@@ -12,7 +12,7 @@ from .decay_enn import decay_between
 from .dispatch_enn import selected_scan
 from .ops_mixer_enn import MixerBank, MixerReads, mixer_memory_loop, write_weights
 
-CHUNK = 64
+CHUNK_SIZE = 64
 
 
 def mixer_memory_scan(
@@ -23,7 +23,7 @@ def mixer_memory_scan(
     if steps == 1 or selected_scan() == "definition":
         return mixer_memory_loop(reads, trace, bank, restart)
     weights = write_weights(reads.keys, reads.strengths, bank)
-    chunk = min(CHUNK, steps)
+    chunk = min(CHUNK_SIZE, steps)
     missing = -steps % chunk
 
     def cut(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from .decay_enn import decay_between
 from .dispatch_enn import selected_scan
 from .ops_token_memory_enn import TokenReads, mix_definition, token_memory_loop
 
-CHUNK = 256
+CHUNK_SIZE = 256
 
 
 def token_memory_scan(
@@ -32,8 +32,8 @@ def token_memory_scan(
         return token_memory_loop(reads, trace, restart, kept)
     recalled = []
     wanted, order = (None, slice(None)) if kept is None else kept.unique(return_inverse=True)
-    for start in range(0, steps, CHUNK):
-        chunk = reads.steps(slice(start, start + CHUNK))
+    for start in range(0, steps, CHUNK_SIZE):
+        chunk = reads.steps(slice(start, start + CHUNK_SIZE))
         stop = start + chunk.tokens.shape[1]
         here = None if wanted is None else wanted[(wanted >= start) & (wanted < stop)] - start
         documents = None if restart is None else restart[:, start:stop].long().cumsum(-1)

@@ -63,7 +63,13 @@ class TokenMemoryRecording:
         return PredictionShares(1 / total, mass / total[:, None], carried / total)
 
     def parts_of(self, token_id: int, step: int = -1) -> TokenParts:
-        """What the memory adds to the probability of one token after token `step`; takes O(T) memory."""
+        """What the memory adds to the probability of one token after token `step`; takes O(T) memory.
+
+        Raises:
+            IndexError: there is no such step; negative ones count from the end.
+        """
+        if not -len(self) <= step < len(self):
+            raise IndexError(f"step is {step}; allowed: {-len(self)} to {len(self) - 1}, there are {len(self)} tokens.")
         read = step % len(self) + 1
         tokens, addresses, writes, scales, log_decays = (value[:read] for value in self.reads)
         documents = self.restart[:read].cumsum(0)

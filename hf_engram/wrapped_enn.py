@@ -4,6 +4,9 @@ The scan uses the weights of a cell's layers step by step and never calls the la
 accelerate fetches what it has offloaded and when PEFT adds its adapters. Both are done here instead.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch.nn as nn
 from torch import Tensor
 
@@ -12,7 +15,8 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
     """Weight and bias of a linear layer or layer normalisation, as its own forward pass would use them.
 
     Raises:
-        NotImplementedError: the layer carries adapters of PEFT other than plain LoRA, or one of its own for each row.
+        NotImplementedError: the layer is quantized, or carries adapters of PEFT other than plain LoRA, or one of its
+            own for each row.
     """
     if "base_layer" not in layer._modules:  # as fast as it can be: this runs at every token of `generate`
         return _fetch(layer)
@@ -32,13 +36,29 @@ def weight_and_bias(layer: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _fetch(layer: nn.Module) -> tuple[Tensor, Tensor]:
-    hook = vars(layer).get("_hf_hook")
-    if hook is None:
+    if not (isinstance(layer.weight, Tensor) and layer.weight.is_floating_point()):
+        raise NotImplementedError(
+            f"{type(layer).__name__} holds a quantized weight, and the scan of an engram cell reads the weights "
+            "themselves. Allowed: quantized layers outside the cells."
+        )
+    if "_hf_hook" not in vars(layer):
         return layer.weight, layer.bias
-    hook.pre_forward(layer)
-    fetched = layer.weight, layer.bias
-    hook.post_forward(layer, None)
-    return fetched
+    with fetched(layer):
+        return layer.weight, layer.bias
+
+
+@contextmanager
+def fetched(module: nn.Module) -> Iterator[None]:
+    """Within it, a module's own parameters are where its forward pass would find them, wherever they are kept."""
+    hook = vars(module).get("_hf_hook")
+    if hook is None:
+        yield
+        return
+    hook.pre_forward(module)
+    try:
+        yield
+    finally:
+        hook.post_forward(module, None)
 
 
 def _lora(layer: nn.Module, adapter: str) -> Tensor:

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from helpers import ARCHITECTURES, close, same, tiny_model, tokens
@@ -18,7 +19,17 @@ def model(request):
     return tiny_model(**ARCHITECTURES[request.param])
 
 
-@pytest.mark.parametrize(("erase", "erased"), [(4, (4,)), ([7, 2], (2, 7)), (-3, (9,))], ids=str)
+TOKENS = [
+    (4, (4,)),
+    ([7, 2], (2, 7)),
+    (-3, (9,)),
+    (torch.tensor(3), (3,)),
+    (np.int64(2), (2,)),
+    (torch.tensor([2, 5]), (2, 5)),
+]
+
+
+@pytest.mark.parametrize(("erase", "erased"), TOKENS, ids=str)
 def test_both_runs_are_those_of_the_model(model, erase, erased):
     input_ids = tokens(1, 12)
     result = counterfactual(model, input_ids, erase)

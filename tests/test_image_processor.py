@@ -123,6 +123,26 @@ def test_wrong_number_of_channels_is_refused(value):
         EnnImageProcessor(num_channels=value)
 
 
+def test_sixteen_bits_are_scaled_to_eight():
+    values = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1024
+    close(pixels(Image.fromarray(values))[0, 0], torch.tensor(values // 256 / 255).float(), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_images_of_unknown_range_are_refused(mode):
+    with pytest.raises(ValueError, match=f"mode '{mode}', whose range is not known; allowed: any other mode"):
+        pixels(Image.new(mode, (8, 8)))
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_a_list_of_grey_arrays_makes_a_batch(library):
+    grey = [np.full((8, 8), value, dtype=np.uint8) for value in (51, 255)]
+    images = grey if library == "numpy" else [torch.from_numpy(image) for image in grey]
+    batch = pixels(images)
+    assert batch.shape == (2, 1, 8, 8)
+    close(batch[:, 0, 0, 0], torch.tensor([0.2, 1.0]), tolerance=1e-6)
+
+
 def test_something_that_is_not_an_image_is_refused():
     with pytest.raises(ValueError, match="image"):
         processor()("a picture")

@@ -123,6 +123,27 @@ def test_generate_keeps_slots_switched_off():
     assert state(output.past_key_values)[1][:, 0].count_nonzero() == 0
 
 
+@pytest.mark.parametrize(
+    "mode", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True, "top_k": 1}], ids=str
+)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_masks_for_all_rows_fan_out_with_them(mode, rows):
+    model, prompt = tiny_model(num_hidden_layers=2), tokens(rows, 7)
+    slots = torch.ones(2, SLOTS, dtype=torch.bool)
+    slots[1, 3] = slots[0, 1] = False
+    options = {"max_new_tokens": 5, "pad_token_id": 0, "slot_mask": slots, **mode}
+    found = model.generate(prompt, write_mask=all_but(7, 2)[None], **options)
+    same(found, model.generate(prompt, write_mask=all_but(7, 2).expand(rows, 7), **options))
+    assert not torch.equal(found, model.generate(prompt, **{**options, "slot_mask": None}))
+
+
+def test_generate_from_features_refuses_a_write_mask():
+    model = tiny_model()
+    features = model.get_input_embeddings()(tokens(2, 6))
+    with pytest.raises(ValueError, match="write_mask goes with input_ids in `generate`; given: inputs_embeds"):
+        model.generate(inputs_embeds=features, write_mask=all_but(6, 1)[None], max_new_tokens=2)
+
+
 def test_encodings_are_what_is_written():
     model = tiny_model(EnnModel)
     outputs = model(tokens(2, 1), use_cache=True, output_encodings=True, output_recall=True)

@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
 from hf_engram import EnnModel, load_memory, save_memory
+from hf_engram.cache_enn import state_on
 
 
 @pytest.fixture
@@ -46,11 +47,33 @@ def test_the_state_is_put_where_it_is_asked_for(memory_file, device):
     assert {value.device.type for value in state(loaded)} == {torch.device(device).type}
 
 
+def test_a_layer_takes_its_state_to_where_it_computes(memory_file):
+    [layer, _] = load(memory_file).layers
+    same(state_on(torch.device("cpu"), layer), layer.state)
+    moved = state_on(torch.device("meta"), layer)  # there is no other device everywhere
+    assert {value.device.type for value in moved} == {"meta"}
+    assert {value.device.type for value in layer.state} == {"cpu"}
+
+
 def test_generation_on_a_loaded_memory(memory_file):
     model, prompt = tiny_model(num_hidden_layers=2), tokens(2, 5)
     generated = model.generate(prompt, past_key_values=load(memory_file), max_new_tokens=5, pad_token_id=0)
     first = model(prompt, past_key_values=load(memory_file)).logits[:, -1].argmax(-1)
     same(generated[:, 5], first)
+
+
+@pytest.mark.parametrize("wrong", [None, DynamicCache(), "other"], ids=["none", "empty", "other"])
+def test_what_is_no_state_of_the_model_is_not_saved(tmp_path, wrong):
+    model = tiny_model(num_hidden_layers=2)
+    wrong = tiny_model(layer_types=["engram_mixer"])(tokens(1, 3)).past_key_values if wrong == "other" else wrong
+    with pytest.raises(ValueError, match=r"past_key_values \(\w+\) is not the state of a model with this config"):
+        save_memory(wrong, tmp_path / "memory.safetensors", model.config)
+    wider = tiny_model(num_hidden_layers=2, memory_size=9)(tokens(1, 3)).past_key_values
+    with pytest.raises(
+        ValueError, match="past_key_values does not fit config: it holds, in layer 0, a state of shapes"
+    ):
+        save_memory(wider, tmp_path / "memory.safetensors", model.config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_memory_counts_all_tokens_it_has_seen_and_none_of_the_new_sequence(tmp_path, memory_file):

@@ -9,11 +9,11 @@ from helpers import ARCHITECTURES, close, gradients, same, tiny_model, tokens
 from hf_engram import EnnModel
 from hf_engram.ops_enn import StepMasks, l2_normalize
 from hf_engram.ops_mixer_enn import MixerBank, MixerReads, convolve, convolve_loop, mixer_memory_loop
-from hf_engram.scan_mixer_enn import CHUNK, mixer_memory_scan
+from hf_engram.scan_mixer_enn import CHUNK_SIZE, mixer_memory_scan
 
 HEADS, WIDTH, SLOTS = 2, 5, 7
 TOLERANCES = {torch.float32: 2e-5, torch.float64: 1e-11}
-LENGTHS = [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 5]
+LENGTHS = [1, 2, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE + 5]
 
 architectures = pytest.mark.parametrize("architecture", ["mixer", "hybrid"])
 dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
@@ -89,7 +89,7 @@ def test_equals_definition_at_every_length(steps, batch, dtype):
 @pytest.mark.parametrize("idle", [False, True], ids=["", "idle_steps"])
 @pytest.mark.parametrize("rate", [0.0, 0.01, 20.0], ids=["never_forgets", "slow", "fast"])
 def test_equals_definition_with_documents_idle_steps_and_any_decay(restarts, idle, rate, dtype):
-    assert_equals_definition(make_case(2 * CHUNK + 5, dtype=dtype, restarts=restarts, idle=idle, rate=rate))
+    assert_equals_definition(make_case(2 * CHUNK_SIZE + 5, dtype=dtype, restarts=restarts, idle=idle, rate=rate))
 
 
 def test_gradients_of_the_parallel_form_are_those_of_finite_differences():

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers import ARCHITECTURES as TINY_ARCHITECTURES
 from helpers import gradients, tiny_model, tokens
 
 from hf_engram import integrator_enn, memory_enn, numba_enn, recall_enn
@@ -16,6 +17,31 @@ ARCHITECTURES = {
 architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
 # What inductor would generate C++ from: this backend runs the same traced graphs without a C++ compiler.
 compiled = {"fullgraph": True, "backend": "aot_eager"}
+
+
+@pytest.mark.parametrize("architecture", ["stacked", "hybrid", "token_memory"])
+def test_models_with_masks_compile_without_graph_breaks(architecture):
+    model = tiny_model(**TINY_ARCHITECTURES[architecture])
+    input_ids = tokens(3, 7)
+    masks = {
+        "attention_mask": torch.ones(3, 7, dtype=torch.long),
+        "position_ids": torch.tensor([0, 1, 2, 0, 1, 2, 3]).expand(3, 7),
+        "write_mask": torch.ones(3, 7, dtype=torch.bool),
+    }
+    compiled_model = torch.compile(model, **compiled)
+    for padding in (0, 2):
+        masks["attention_mask"][0, :padding] = 0
+        expected = model(input_ids, use_cache=False, **masks).logits[0, padding:]
+        found = compiled_model(input_ids, use_cache=False, **masks).logits[0, padding:]
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")  # of torch's quantization
+def test_quantized_layers_inside_a_cell_are_refused():
+    model = tiny_model(dtype=torch.float32)
+    quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear})
+    with pytest.raises(NotImplementedError, match=r"Linear holds a quantized weight, .* outside the cells"):
+        quantized(tokens(1, 3))
 
 
 @architectures

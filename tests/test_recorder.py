@@ -185,6 +185,13 @@ def test_recorder_wants_a_layer_with_a_memory():
         Recorder(tiny_model(layer_types=["full_attention"]))
 
 
+def test_a_row_of_padding_has_nothing_to_record():
+    attention_mask = torch.ones(3, 5, dtype=torch.long)
+    attention_mask[1] = 0
+    with pytest.raises(ValueError, match=r"attention_mask is 0 all along the rows \[1\]"):
+        record(tiny_model(), tokens(3, 5), attention_mask=attention_mask)
+
+
 def test_recorder_without_a_run_says_so():
     with pytest.raises(ValueError, match="Nothing was recorded"):
         Recorder(tiny_model()).recordings()

@@ -57,6 +57,12 @@ def test_refusal_tells_how_to_convert(tmp_path, monkeypatch, model_class):
     same(first(AUTO_CLASSES[model_class].from_pretrained("folder")(**inputs)), first(model(**inputs)))
 
 
+@pytest.mark.parametrize("path", ["./no-such-folder", "/no/such/folder"])
+def test_a_wrong_path_is_told_as_everywhere(path):
+    with pytest.raises(OSError, match="no"):
+        EnnForCausalLM.from_pretrained(path)
+
+
 def test_folder_without_weights_is_still_told_as_such(tmp_path):
     tiny_model().config.save_pretrained(tmp_path)
     with pytest.raises(OSError, match=r"no file named model.safetensors"):

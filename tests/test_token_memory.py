@@ -5,13 +5,13 @@ import torch
 from helpers import close, gradients, left_padded, same, tiny_config, tiny_model, tokens
 
 from hf_engram import EnnForCausalLM, EnnModel, load_memory, save_memory
-from hf_engram.scan_token_memory_enn import CHUNK
+from hf_engram.scan_token_memory_enn import CHUNK_SIZE
 from hf_engram.traces import Recorder, counterfactual, record
 
 MIXER = {"layer_types": ["engram_mixer"], "num_attention_heads": 2}
 NETWORKS = {"mixer": MIXER, "cell": {}, "gated": {"integrator": "gated"}}
 TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-9}
-LENGTHS = [1, 2, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]
+LENGTHS = [1, 2, 7, CHUNK_SIZE - 1, CHUNK_SIZE, CHUNK_SIZE + 1, 2 * CHUNK_SIZE + 3]
 
 networks = pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
 dtypes = pytest.mark.parametrize("dtype", TOLERANCES, ids=["float32", "float64"])
@@ -51,7 +51,7 @@ def test_parallel_form_equals_the_definition(steps, batch, dtype, monkeypatch):
     close(*both_forms(monkeypatch, run), tolerance=TOLERANCES[dtype])
 
 
-@pytest.mark.parametrize("lengths", [[CHUNK + 9], [12, 5, 20]], ids=str)
+@pytest.mark.parametrize("lengths", [[CHUNK_SIZE + 9], [12, 5, 20]], ids=str)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_parallel_form_equals_the_definition_with_padding(lengths, side, monkeypatch):
     model, inputs = token_model(), left_padded(lengths)
@@ -70,9 +70,9 @@ def test_parallel_form_equals_the_definition_with_padding(lengths, side, monkeyp
 
 
 def test_parallel_form_equals_the_definition_with_state_documents_and_erasures(monkeypatch):
-    model, input_ids = token_model(), tokens(2, CHUNK + 40)
-    position_ids = (torch.arange(CHUNK + 40)[None] + 5) % 30
-    write_mask = torch.rand(2, CHUNK + 40) > 0.3
+    model, input_ids = token_model(), tokens(2, CHUNK_SIZE + 40)
+    position_ids = (torch.arange(CHUNK_SIZE + 40)[None] + 5) % 30
+    write_mask = torch.rand(2, CHUNK_SIZE + 40) > 0.3
 
     def run():
         model.zero_grad()
@@ -159,6 +159,13 @@ def test_every_prediction_is_shared_out_among_the_network_and_the_tokens_that_wr
             close(parts.carried, shares.carried[step] * again)
 
 
+def test_parts_of_no_such_step_are_refused():
+    [recording] = record(token_model(**MIXER), tokens(1, 6))
+    for step in (6, -7):
+        with pytest.raises(IndexError, match=f"step is {step}; allowed: -6 to 5, there are 6 tokens"):
+            recording.token_memory.parts_of(3, step)
+
+
 def test_recording_while_generating_equals_recording_the_text_at_once():
     model, prompt = token_model(**MIXER), tokens(1, 5)
     with Recorder(model) as recorder:
@@ -190,9 +197,9 @@ def test_frozen_memory_recalls_and_stays_as_it_is():
     assert (frozen - model(input_ids, plastic=False).logits).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("logits_to_keep", [1, 5, torch.tensor([3]), torch.tensor([CHUNK + 3, 2, 2])], ids=str)
+@pytest.mark.parametrize("logits_to_keep", [1, 5, torch.tensor([3]), torch.tensor([CHUNK_SIZE + 3, 2, 2])], ids=str)
 def test_logits_of_some_steps_are_those_of_all(logits_to_keep, monkeypatch):
-    model, input_ids = token_model(), tokens(2, CHUNK + 9)
+    model, input_ids = token_model(), tokens(2, CHUNK_SIZE + 9)
     kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     for found, every in both_forms(
         monkeypatch, lambda: (model(input_ids, logits_to_keep=logits_to_keep).logits, model(input_ids).logits)

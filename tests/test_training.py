@@ -91,6 +91,18 @@ def test_activation_checkpointing_runs_each_layer_again():
     assert calls == [0, 1, 1, 0]
 
 
+@pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=ARCHITECTURES)
+def test_activation_checkpointing_carries_no_state_and_says_so(architecture):
+    model = tiny_model(**architecture).train()
+    past_key_values = model(tokens(2, 5), use_cache=True).past_key_values
+    model.activation_checkpointing_enable()
+    with pytest.raises(ValueError, match=r"past_key_values cannot be carried on .*gradient_checkpointing_disable"):
+        model(tokens(2, 5), past_key_values=past_key_values)
+    assert model(tokens(2, 5), use_cache=True).past_key_values is None
+    model.eval()
+    assert model(tokens(2, 5), past_key_values=past_key_values).past_key_values is past_key_values
+
+
 @model_classes
 def test_training_mode_with_state_can_be_called_twice_and_back_propagated(model_class):
     model = tiny_model(model_class, num_hidden_layers=2).train()

@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 from accelerate import cpu_offload, dispatch_model, infer_auto_device_map
-from helpers import MODEL_CLASSES, same, tiny_inputs, tiny_model, tokens
+from helpers import ARCHITECTURES, MODEL_CLASSES, TINY_IMAGES, same, tiny_inputs, tiny_model, tokens
 from transformers import AutoModelForCausalLM
+
+from hf_engram import EnnForImageClassification
+from hf_engram.traces import record
 
 STACK = {"num_hidden_layers": 3, "residual": True}
 ON_DISK = {
@@ -43,6 +46,23 @@ def test_everything_offloaded(model_class):
     offloaded = cpu_offload(copy.deepcopy(model), torch.device("cpu"))
     assert {parameter.device.type for parameter in offloaded.parameters()} == {"meta"}
     same(offloaded(**inputs)[0], expected)
+
+
+def test_images_with_places_offloaded():
+    model = tiny_model(EnnForImageClassification, position_embedding_size=4, **TINY_IMAGES)
+    inputs = tiny_inputs(model)
+    expected = model(**inputs).logits
+    same(cpu_offload(copy.deepcopy(model), torch.device("cpu"))(**inputs).logits, expected)
+
+
+@pytest.mark.parametrize("architecture", ["stacked", "mixer", "hybrid"])
+def test_offloaded_models_are_recorded(architecture):
+    model, ids = tiny_model(**ARCHITECTURES[architecture]), tokens(1, 7)
+    [expected] = record(model, ids)
+    [found] = record(cpu_offload(copy.deepcopy(model), torch.device("cpu")), ids)
+    for layer, other in zip(found.layers, expected.layers, strict=True):
+        same(layer.attribution.bank_weight, other.attribution.bank_weight)
+        same(layer.recalled, other.recalled)
 
 
 def test_automatic_map_never_splits_a_layer(tmp_path):

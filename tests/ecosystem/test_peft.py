@@ -6,6 +6,7 @@ from helpers import close, same, tiny_model, tokens
 from peft import IA3Config, LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 
 from hf_engram import EnnForImageClassification, EnnForSequenceClassification
+from hf_engram.traces import Recorder, record
 
 EVERYTHING = {"target_modules": "all-linear", "target_parameters": ["cell.memory_bank"]}
 TARGETS = {
@@ -198,6 +199,22 @@ def test_prompt_tuning():
         logits = model(input_ids=expected, attention_mask=torch.ones_like(expected)).logits[:, -1]
         expected = torch.cat([expected, logits.argmax(-1, keepdim=True)], 1)
     same(model.generate(input_ids=prefix, attention_mask=torch.ones_like(prefix), max_new_tokens=4), expected)
+
+
+@pytest.mark.parametrize("targets", [["mixer.bank_keys"], ["mixer.conv_weight"], ["cell.memory_bank"]], ids=str)
+def test_adapters_of_parameters_learn_and_are_recorded_once_merged(targets):
+    layers = ["engram" if "cell" in targets[0] else "engram_mixer", "full_attention"]
+    model = tiny_model(layer_types=layers, num_hidden_layers=2, num_attention_heads=2).train()
+    adapted = get_peft_model(model, LoraConfig(target_modules=[], target_parameters=targets, r=2))
+    ids = tokens(2, 7)
+    adapted(input_ids=ids, labels=ids).loss.backward()
+    gradients = [weight.grad for name, weight in adapted.named_parameters() if "lora_B" in name]
+    assert gradients
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    model = adapted.base_model.model.eval()
+    with pytest.raises(ValueError, match=r"The memory of layer 0 is wrapped in a ParamWrapper .*merge the adapter"):
+        Recorder(model)
+    assert len(record(adapted.merge_and_unload(), ids)) == 2
 
 
 def test_other_adapters_outside_the_cells_work():

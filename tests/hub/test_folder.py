@@ -10,7 +10,7 @@ from hub_scripts import ANSWER, MAKE
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertModel, Trainer, TrainingArguments
 
 from hf_engram import EnnForCausalLM, EnnForImageClassification, EnnForSequenceClassification, EnnImageProcessor
-from hf_engram.hub import FolderError, check_folder, main, save_for_hub
+from hf_engram.hub import FolderError, check_folder, left_by_earlier_models, main, save_for_hub
 from hf_engram.hub_folder import find_problems
 
 BOOKS = "model_cards/enn-books"
@@ -71,6 +71,14 @@ def test_saving_changes_nothing_about_the_model_and_keeps_other_files(tmp_path, 
     assert text_model.config.to_dict() == before
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_push_removes_what_earlier_models_left_and_nothing_else(tmp_path, text_model, tokenizer):
+    save_for_hub(text_model, tmp_path, tokenizer)
+    of_others = ["README.md", "memory.safetensors", "adapter_model.safetensors", "app.py", "old/model.safetensors"]
+    earlier = ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "gone_enn.py"]
+    remote = [*of_others, *earlier, "pytorch_model.bin", "modeling_enn.py", "model.safetensors"]
+    assert left_by_earlier_models(remote, tmp_path) == [*sorted(earlier), "pytorch_model.bin"]
 
 
 def test_shards_of_an_earlier_save_are_not_loaded_in_place_of_the_new_weights(tmp_path, text_model, tokenizer):

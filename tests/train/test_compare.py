@@ -9,7 +9,7 @@ from scipy.stats import ttest_ind
 
 from train import image_classification
 from train.compare import best_learning_rate, compare, main, parse, rate_beyond
-from train.comparison_report import number, pairwise_tests
+from train.comparison_report import number, pairwise_tests, summarize, table
 
 MODELS = {"enn": None, "gru": {"architecture": "gru"}, "lstm": {"architecture": "lstm"}}
 
@@ -236,6 +236,27 @@ def test_seeds_are_the_replicates_of_the_tests():
     p = [test["p"] for test in ordered]
     expected = np.maximum.accumulate(np.minimum(1, [3 * p[0], 2 * p[1], p[2]]))
     assert [test["p_holm"] for test in ordered] == pytest.approx(expected.tolist())
+
+
+def test_the_table_tells_losses_by_what_was_read_before_and_the_speed():
+    def run(loss):
+        found = {"test_loss": loss, "parameters": 1000, "state_bytes": 8, "train_seconds": 2}
+        by_place = {place: {"loss": loss + 1 / (place + 1), "tokens": 1234 + place} for place in (0, 64)}
+        return (
+            found
+            | {"train_tokens_per_second": 1500 * loss}
+            | {
+                f"test_restarted_{kind}_from_{place}": value
+                for place, values in by_place.items()
+                for kind, value in values.items()
+            }
+        )
+
+    results = {"gru": {1: run(4.0), 2: run(5.0)}, "lstm": {1: run(6.0)}}
+    printed = table(summarize("test_loss", "config.yaml", results, {}, {}))
+    assert "| from 0 (1,234 tokens) | from 64 (1,298 tokens) | tokens/s in training |" in printed
+    assert "| gru | 5.500 | 4.515 | 6,750 |" in printed
+    assert "| lstm | 7.000 | 6.015 | 9,000 |" in printed
 
 
 def test_one_seed_gives_no_p_value():

@@ -3,13 +3,12 @@
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 
 from train.compare import OPTIONS_FILE, rate_beyond
 from train.comparison import read_comparison
-from train.comparison_report import number, summarize, table
+from train.comparison_report import number, summarize
 
 KEPT = sorted(folder for folder in Path("docs/results").iterdir() if folder.is_dir())
 ROWS = [
@@ -28,7 +27,6 @@ def of_folders(folders):
 
 
 kept = of_folders(KEPT)
-kept_texts = of_folders([folder for folder in KEPT if comparison_of(folder).recipe == "language_model"])
 kept_searches = of_folders([folder for folder in KEPT if comparison_of(folder).learning_rates])
 
 
@@ -55,18 +53,6 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
         by_seed = ", ".join(number(value) for value in model["values"].values())
         said = {f"{model['parameters']:,}", f"{model['state_bytes']:,}", by_seed}
         assert any(said <= set(row) for row in ROWS), (name, said)
-
-
-@kept_texts
-def test_the_table_tells_losses_by_what_was_read_before_and_the_speed(folder):
-    comparison, runs = comparison_of(folder), kept_runs(folder)
-    printed = table(summarize(comparison.metric, comparison.config, runs, {}, {}))
-    assert "| from 0 | from 64 | from 256 | from 1024 | tokens/s in training |" in printed
-    for model, seeds in runs.items():
-        names = [f"test_loss_from_{place}" for place in (0, 64, 256, 1024)]
-        losses = " | ".join(f"{np.mean([run[name] for run in seeds.values()]):.3f}" for name in names)
-        speed = np.mean([run["train_tokens_per_second"] for run in seeds.values()])
-        assert f"| {model} | {losses} | {speed:,.0f} |" in printed
 
 
 @kept
