@@ -102,15 +102,16 @@ def table(summary: dict[str, Any]) -> str:
     ]
     for name, model in summary["models"].items():
         by_seed = ", ".join(f"{seed}: {number(value)}" for seed, value in model["values"].items())
-        mean = f"{number(model['mean'])} ± {number(model['std'], of_size=model['mean'])}"
+        spread = "" if np.isnan(model["std"]) else f" ± {number(model['std'], of_size=model['mean'])}"
         lines.append(
-            f"| {name} | {model['parameters']:,} | {model['state_bytes']:,} | {mean} | {by_seed} | "
+            f"| {name} | {model['parameters']:,} | {model['state_bytes']:,} | {number(model['mean'])}{spread} | {by_seed} | "
             f"{model['seconds']:,.0f} |"
         )
     lines += ["", "| pair | difference of means | p (Welch) | p (Holm) |", "| --- | --- | --- | --- |"]
     for test in summary["tests"]:
         pair = " - ".join(test["models"])
-        lines.append(f"| {pair} | {test['difference']:+.4g} | {test['p']:.3g} | {test['p_holm']:.3g} |")
+        p, p_holm = ("" if np.isnan(test[name]) else f"{test[name]:.3g}" for name in ("p", "p_holm"))
+        lines.append(f"| {pair} | {test['difference']:+.4g} | {p} | {p_holm} |")
     read = {name: model for name, model in summary["models"].items() if "loss_by_tokens_before" in model}
     if read:
         counts = next(iter(read.values()))["tokens_by_tokens_before"]

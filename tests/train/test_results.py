@@ -1,11 +1,13 @@
 """The README's tables of comparisons say what the runs that are kept in docs/results found."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import yaml
 
+from train import compare
 from train.compare import OPTIONS_FILE, rate_beyond
 from train.comparison import read_comparison
 from train.comparison_report import number, summarize
@@ -53,6 +55,15 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
         by_seed = ", ".join(number(value) for value in model["values"].values())
         said = {f"{model['parameters']:,}", f"{model['state_bytes']:,}", by_seed}
         assert any(said <= set(row) for row in ROWS), (name, said)
+
+
+@kept
+def test_the_table_beside_the_kept_runs_is_what_the_command_prints(folder, tmp_path, capsys):
+    copied = shutil.copytree(folder, tmp_path / folder.name)
+    file = f"train/configs/compare/{folder.name}.yaml"
+    compare.main([file, "--output_dir", str(copied), "--finished_only"])
+    assert (folder / "comparison.md").read_text() in capsys.readouterr().out
+    assert (folder / "comparison.png").is_file()
 
 
 @kept
