@@ -102,9 +102,10 @@ def table(summary: dict[str, Any]) -> str:
     ]
     for name, model in summary["models"].items():
         by_seed = ", ".join(f"{seed}: {number(value)}" for seed, value in model["values"].items())
-        spread = "" if np.isnan(model["std"]) else f" ± {number(model['std'], of_size=model['mean'])}"
+        mean = number(model["mean"])
+        mean += "" if np.isnan(model["std"]) else f" ± {number(model['std'], of_size=model['mean'])}"
         lines.append(
-            f"| {name} | {model['parameters']:,} | {model['state_bytes']:,} | {number(model['mean'])}{spread} | {by_seed} | "
+            f"| {name} | {model['parameters']:,} | {model['state_bytes']:,} | {mean} | {by_seed} | "
             f"{model['seconds']:,.0f} |"
         )
     lines += ["", "| pair | difference of means | p (Welch) | p (Holm) |", "| --- | --- | --- | --- |"]
