@@ -229,12 +229,12 @@ def read_results(folder: Path) -> dict[str, Any]:
 
 
 def find_scores(results: dict[str, Any]) -> list[tuple[str, str, float]]:
-    """Split, metric and value of everything that was measured on held-out data; numbers in names sort as numbers."""
+    """Split, metric and value of what was measured on held-out data, texts read in order as a whole."""
     found = [
         (split, name.removeprefix(f"{split}_"), results[name])
         for split in ("eval", "validation", "test")
-        for name in sorted(results, key=lambda name: re.sub(r"\d+", lambda digits: digits[0].zfill(9), name))
-        if name.startswith(f"{split}_")
+        for name in sorted(results)
+        if name.startswith(f"{split}_") and not name.startswith(f"{split}_restarted_")
     ]
     return [score for score in found if score[1] not in NOT_SCORES]
 

@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from hf_engram.hub import DataSource, TrainingRun, save_for_hub, write_card
 
 from .allocator import keep_freed_memory
 from .callbacks import ClipEachParameter, SaveOnInterrupt, Stopwatch
+from .checkpoints import step
 from .trainer import RecipeTrainer
 
 
@@ -96,6 +98,8 @@ def train(trainer: RecipeTrainer, checkpoint: str | None) -> dict[str, Any]:
     interrupt = SaveOnInterrupt()
     trainer.add_callback(interrupt)
     metrics = trainer.train(checkpoint).metrics
+    if checkpoint is not None and trainer.state.global_step == step(Path(checkpoint)):
+        metrics = {"epoch": metrics["epoch"]}  # the run ended in its last evaluation: there is nothing else to tell
     if interrupt.interrupted:
         print("Stopped. --resume_from_checkpoint true goes on from here.")
         sys.exit(130)

@@ -103,6 +103,7 @@ def test_a_run_that_ended_in_its_last_evaluation_trains_no_further(recipe, tmp_p
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text())
     assert state["global_step"] == 8
     assert again["parameters"] == whole["parameters"]
+    assert "train_loss" not in again  # that of no step would be 0
 
 
 @pytest.mark.slow
