@@ -198,7 +198,7 @@ class EnnModel(EnnPreTrainedModel):
             position_ids: `[B, T]` or `[1, T]`. A 0 begins a new document: the state is cleared before that token.
             past_key_values: the state to go on from.
             inputs_embeds: features `[B, T, embedding_size]`.
-            use_cache: return the state; not with gradient checkpointing in training mode.
+            use_cache: return the state; not with activation checkpointing in training mode.
             write_mask: bool `[B, T]` or `[1, T]`. `False` erases what that token would write: the trace decays, and
                 nothing is added.
             plastic: `False` freezes the traces: they are read, but neither decay nor are written.
@@ -219,8 +219,8 @@ class EnnModel(EnnPreTrainedModel):
             # Layers that run twice would go on from what they have left themselves the first time.
             if past_key_values is not None:
                 raise ValueError(
-                    "past_key_values cannot be carried on with gradient checkpointing in training mode: leave it out, "
-                    "or call `model.gradient_checkpointing_disable()`."
+                    "past_key_values cannot be carried on with activation checkpointing in training mode: leave it "
+                    "out, or call `model.activation_checkpointing_disable()`."
                 )
             use_cache = False
         if use_cache and past_key_values is None:

@@ -96,7 +96,7 @@ def test_activation_checkpointing_carries_no_state_and_says_so(architecture):
     model = tiny_model(**architecture).train()
     past_key_values = model(tokens(2, 5), use_cache=True).past_key_values
     model.activation_checkpointing_enable()
-    with pytest.raises(ValueError, match=r"past_key_values cannot be carried on .*gradient_checkpointing_disable"):
+    with pytest.raises(ValueError, match=r"past_key_values cannot be carried on .*activation_checkpointing_disable"):
         model(tokens(2, 5), past_key_values=past_key_values)
     assert model(tokens(2, 5), use_cache=True).past_key_values is None
     model.eval()

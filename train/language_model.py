@@ -124,8 +124,10 @@ def build_trainer(
     """
     if data_args.streaming and training_args.max_steps <= 0:
         raise ValueError(f"max_steps is {training_args.max_steps}; allowed: a positive integer, with streaming.")
-    if data_args.mode == "streams" and training_args.gradient_checkpointing:
-        raise ValueError("gradient_checkpointing is True; allowed: False, with mode streams, which carries states on.")
+    if data_args.mode == "streams" and training_args.activation_checkpointing:
+        raise ValueError(
+            "activation_checkpointing is True; allowed: False, with mode streams, which carries states on."
+        )
     with training_args.main_process_first():
         text = load_text(data_args)
         if tokenizer is None:

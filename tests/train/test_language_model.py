@@ -299,6 +299,11 @@ def test_raw_token_ids_replace_the_embeddings(tmp_path):
     assert results["parameters"] == model.num_parameters() - len(table)
 
 
+def test_states_are_not_carried_through_activation_checkpointing(tmp_path):
+    with pytest.raises(ValueError, match="activation_checkpointing is True; allowed: False, with mode streams"):
+        build_trainer(*debug_run(tmp_path, "--mode", "streams", "--activation_checkpointing", "true"))
+
+
 def test_streaming_needs_a_number_of_steps(tmp_path):
     with pytest.raises(ValueError, match="max_steps is -1; allowed: a positive integer, with streaming"):
         run(*debug_run(tmp_path, "--streaming", "true", "--max_steps", "-1"))
