@@ -30,8 +30,6 @@ def step_masks(
 def padding_mask(attention_mask: Tensor | None, inputs: Tensor) -> Tensor | None:
     """The columns of `attention_mask` for inputs `[B, T, ...]`, its last T, as bool; `None` without padding.
 
-    Where a model is compiled, its masks are kept whatever they hold: to look would break the graph.
-
     Raises:
         ValueError: the mask is not two-dimensional, has other rows than the inputs, or is shorter.
     """
@@ -43,8 +41,7 @@ def padding_mask(attention_mask: Tensor | None, inputs: Tensor) -> Tensor | None
             f"attention_mask has shape {tuple(attention_mask.shape)}; expected ({batch}, {steps}), or more columns "
             "when past_key_values has seen tokens. It says which tokens are padding: 4-D masks mean nothing to an ENN."
         )
-    valid = attention_mask[:, -steps:].bool()
-    return None if not is_compiling() and valid.all() else valid
+    return unless_all(attention_mask[:, -steps:].bool())
 
 
 def document_starts(
@@ -85,8 +82,7 @@ def write_steps(write_mask: Tensor | None, inputs: Tensor) -> Tensor | None:
         raise ValueError(
             f"write_mask has shape {tuple(write_mask.shape)}; expected ({batch}, {steps}) or (1, {steps})."
         )
-    writes = write_mask.bool().expand(batch, steps)
-    return None if not is_compiling() and writes.all() else writes
+    return unless_all(write_mask.bool().expand(batch, steps))
 
 
 def slots_by_layer(slot_mask: Tensor | None, config: EnnConfig) -> list[Tensor | None]:
@@ -106,7 +102,12 @@ def slots_by_layer(slot_mask: Tensor | None, config: EnnConfig) -> list[Tensor |
     active = slot_mask.bool().expand(layers, slots)
     if not active.any(-1).all():
         raise ValueError("slot_mask switches off every slot of a layer; at least one must stay on.")
-    return [None if mask.all() else mask for mask in active]
+    return [unless_all(mask) for mask in active]
+
+
+def unless_all(mask: Tensor) -> Tensor | None:
+    """`None` in place of a mask that leaves nothing out; where a model is compiled, to look would break the graph."""
+    return None if not is_compiling() and mask.all() else mask
 
 
 def mean_entropy(recall: Tensor, valid: Tensor | None) -> Tensor:

@@ -69,8 +69,7 @@ class Recorder:
         self.packets: list[Packet] = []
         self._backbone: EnnModel = model.base_model
         for index in self._memories:
-            layer = self._backbone.layers[index]
-            memory = layer.cell if layer_types[index] == "engram" else layer.mixer
+            memory = self._memory(index)
             if not isinstance(memory, (EnnCell, EngramMixer)):
                 raise ValueError(
                     f"The memory of layer {index} is wrapped in a {type(memory).__name__} ({type(memory).__module__}), "
@@ -116,6 +115,10 @@ class Recorder:
             raise ValueError(f"attention_mask is 0 all along the rows {empty}: there is nothing to record of padding.")
         return [self._row(run, row) for row in range(len(run.valid))]
 
+    def _memory(self, index: int) -> EnnCell | EngramMixer:
+        layer = self._backbone.layers[index]
+        return layer.cell if self.model.config.layer_types[index] == "engram" else layer.mixer
+
     def _row(self, run: Packet, row: int) -> Recording:
         """The recording of one row of a joined run: its tokens, padding left out."""
         valid = run.valid[row]
@@ -133,13 +136,13 @@ class Recorder:
                 "active_slots": run.slots[index][valid],
             }
             carried_row = None if carried is None else carried[row].detach().cpu()
-            layer = self._backbone.layers[index]
-            if self.model.config.layer_types[index] == "engram":
+            memory = self._memory(index)
+            if isinstance(memory, EnnCell):
                 written = next(encodings)[row, valid]
-                layers.append(cell_recording(layer.cell, recall[row, valid], written, carried_row, about))
+                layers.append(cell_recording(memory, recall[row, valid], written, carried_row, about))
             else:
                 of_row = MixerWrites(*(value[row][:, valid] for value in next(mixer_writes)))
-                layers.append(mixer_recording(layer.mixer, recall[row, valid], of_row, carried_row, about))
+                layers.append(mixer_recording(memory, recall[row, valid], of_row, carried_row, about))
         return Recording(tokens, token_ids, tuple(layers), self._row_of_token_memory(run, row))
 
     def _row_of_token_memory(self, run: Packet, row: int) -> TokenMemoryRecording | None:

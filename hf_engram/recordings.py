@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .attribution import Attribution, MixerAttribution, Parts
+from .steps import resolve_step
 from .token_memory_recordings import TokenMemoryRecording
 
 if TYPE_CHECKING:
@@ -209,9 +210,7 @@ class MemoryRecording(LayerRecording):
         Raises:
             IndexError: there is no such token.
         """
-        if not -len(self) <= step < len(self):
-            raise IndexError(f"step is {step}; allowed: {-len(self)} to {len(self) - 1}, there are {len(self)} tokens.")
-        wanted = step % len(self)
+        wanted = resolve_step(step, len(self))
         return next(found.trace for t, found in enumerate(self._steps()) if t == wanted)
 
     @cached_property

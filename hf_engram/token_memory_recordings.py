@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .decay_enn import decay_between
 from .ops_token_memory_enn import TokenReads
+from .steps import resolve_step
 
 
 class PredictionShares(NamedTuple):
@@ -68,9 +69,7 @@ class TokenMemoryRecording:
         Raises:
             IndexError: there is no such step; negative ones count from the end.
         """
-        if not -len(self) <= step < len(self):
-            raise IndexError(f"step is {step}; allowed: {-len(self)} to {len(self) - 1}, there are {len(self)} tokens.")
-        read = step % len(self) + 1
+        read = resolve_step(step, len(self)) + 1
         tokens, addresses, writes, scales, log_decays = (value[:read] for value in self.reads)
         documents = self.restart[:read].cumsum(0)
         left = F.pad(log_decays[1:].flip(0).cumsum(0).flip(0), (0, 1)).exp() * (documents == documents[-1])

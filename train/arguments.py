@@ -37,6 +37,7 @@ def parse_arguments(recipe: str, text: str, groups: tuple[type, ...], argv: list
     )
     parser.add_argument("config", nargs="?", help="YAML file with options")
     options = {action.dest: action for action in reversed(parser._actions)}  # --x, not the --no_x that follows it
+    del options["config"], options["help"]
     for group in groups:
         for name, kind in get_type_hints(group).items():
             if NoneType in get_args(kind) and name in options and options[name].nargs is None:
@@ -75,7 +76,7 @@ def read_options(path: str, options: dict[str, Action]) -> dict[str, Any]:
     values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds {values!r}; allowed: lines of `option: value`.")
-    unknown = sorted(set(values) - set(options) | {"config", "help"} & set(values))
+    unknown = sorted(set(values) - set(options))
     if unknown:
         raise ValueError(f"{path} has the unknown options {unknown}; --help lists the known ones.")
     for name, value in values.items():

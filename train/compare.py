@@ -15,7 +15,6 @@ a Welch t-test in which the seeds are the replicates, with Holm's correction; an
 """
 
 import argparse
-import importlib
 import itertools
 import json
 from collections.abc import Iterable
@@ -26,16 +25,21 @@ import numpy as np
 import yaml
 
 from .checkpoints import whole_checkpoints
-from .comparison import LOWER_IS_BETTER, SEARCH_FOLDER, Comparison, options_of, read_comparison
+from .comparison import (
+    LOWER_IS_BETTER,
+    SEARCH_FOLDER,
+    Comparison,
+    Refused,
+    options_of,
+    read_comparison,
+    recipe_module,
+    require_validation_data,
+)
 from .comparison_report import Results, draw, summarize, table
 from .runs import command_line
 
 OPTIONS_FILE, RESULTS_FILE = "options.json", "all_results.json"
 MOST_RATES_BEYOND = 3
-
-
-class Refused(ValueError):
-    """A run that cannot be part of the comparison."""
 
 
 def run_all(comparison: Comparison, learning_rates: dict[str, float]) -> Results:
@@ -111,12 +115,7 @@ def search_run(comparison: Comparison, model: str, rate: float) -> float:
     folder, metric = comparison.search_folder(model, rate), comparison.validation_metric
     options = {**comparison.search_options, "learning_rate": rate}
     argv = comparison.command_line(model, comparison.search_seed, folder, **options)
-    data_args = parse_run(comparison.recipe, argv)[1]
-    if data_args.validation_fraction == 0:
-        raise Refused(
-            "validation_fraction is 0, so that the test split may validate; allowed: more than 0 where the validation "
-            "data choose the learning rate."
-        )
+    require_validation_data(recipe_module(comparison.recipe).parse(argv)[1])
     return run_one(comparison.recipe, folder, argv, metric)[metric]
 
 
@@ -133,11 +132,6 @@ def best_learning_rate(metric: str, scores: dict[float, float]) -> float:
     """The rate with the best score: the highest, or of losses and perplexities the lowest; never a NaN if it can be."""
     sign = -1 if any(word in metric for word in LOWER_IS_BETTER) else 1
     return max(scores, key=lambda rate: -np.inf if np.isnan(scores[rate]) else sign * scores[rate])
-
-
-def parse_run(recipe: str, argv: list[str]) -> tuple[Any, ...]:
-    """The arguments of a run as its recipe reads them."""
-    return importlib.import_module(f"{__package__}.{recipe}").parse(argv)
 
 
 def run_one(recipe: str, folder: Path, argv: list[str], metric: str) -> dict[str, Any]:
@@ -164,10 +158,10 @@ def run_one(recipe: str, folder: Path, argv: list[str], metric: str) -> dict[str
         print("Has finished.", flush=True)
     else:
         resume = ["--resume_from_checkpoint", "true"] if whole_checkpoints(folder) else []
-        arguments = parse_run(recipe, [*argv, *resume])  # before the folder says that there is such a run
+        module = recipe_module(recipe)
+        arguments = module.parse([*argv, *resume])  # before the folder says that there is such a run
         folder.mkdir(parents=True, exist_ok=True)
         recorded.write_text(json.dumps(asked, indent=1))
-        module = importlib.import_module(f"{__package__}.{recipe}")
         module.run(*arguments, command=command_line(recipe, argv))
     return read_metrics(result, metric)
 

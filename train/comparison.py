@@ -1,8 +1,10 @@
 """What a comparison is: the file that `train.compare` reads, and the command lines of the runs that it asks for."""
 
+import importlib
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import yaml
@@ -10,8 +12,32 @@ import yaml
 RECIPES = ("image_classification", "language_model")
 LOWER_IS_BETTER, HIGHER_IS_BETTER = ("loss", "perplexity"), ("accuracy",)
 OPTIONAL_ENTRIES = {"options", "learning_rates", "search_options"}
-NOT_IN_FILE = {"typed", "finished_only"}
 SEARCH_FOLDER = "learning-rate-"
+
+
+class Refused(ValueError):
+    """A run that cannot be part of a comparison."""
+
+
+def recipe_module(recipe: str) -> ModuleType:
+    """The module of one of `RECIPES`: its `parse`, `build_trainer` and `run`."""
+    return importlib.import_module(f"{__package__}.{recipe}")
+
+
+def require_validation_data(data_args: Any) -> None:
+    """Refuse to choose anything by the validation data where these may be the test split.
+
+    Args:
+        data_args: the recipe's options of its data.
+
+    Raises:
+        Refused: `validation_fraction` is 0.
+    """
+    if data_args.validation_fraction == 0:
+        raise Refused(
+            "validation_fraction is 0, so that the test split may validate; allowed: more than 0 where the validation "
+            "data choose."
+        )
 
 
 @dataclass
@@ -29,8 +55,9 @@ class Comparison:
         learning_rates: a grid out of which, or beyond which, every model gets the best for itself; empty: the rate of
             the options.
         search_options: options of the runs that search the grid, which replace all others.
-        typed: options of all runs that replace those of the file, its models included; not in the file.
-        finished_only: make no runs; not in the file.
+        search_seed: of the runs that search the grid: the file's first, whatever seeds are chosen later.
+        typed: options of all runs that replace those of the file, its models included.
+        finished_only: make no runs.
     """
 
     recipe: str
@@ -42,8 +69,9 @@ class Comparison:
     options: dict[str, Any] = field(default_factory=dict)
     learning_rates: list[float] = field(default_factory=list)
     search_options: dict[str, Any] = field(default_factory=dict)
-    typed: dict[str, list[str]] = field(default_factory=dict)
-    finished_only: bool = False
+    search_seed: int = field(init=False)
+    typed: dict[str, list[str]] = field(init=False, default_factory=dict)
+    finished_only: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
         if self.recipe not in RECIPES:
@@ -57,7 +85,7 @@ class Comparison:
                 f"metric is {self.metric!r}; allowed: a name with one of {LOWER_IS_BETTER}, of which less is better, "
                 f"or {HIGHER_IS_BETTER}."
             )
-        self.search_seed = self.seeds[0]  # whatever seeds are chosen later
+        self.search_seed = self.seeds[0]
 
     def choose(self, models: list[str]) -> None:
         """Keep only some models."""
@@ -95,8 +123,9 @@ class Comparison:
             folder: where it goes.
             **options: further options of this run.
         """
-        in_order = {**self.options, **self.typed, **self.models[model]}
-        options = {**in_order, **self.typed, **options, "seed": seed, "output_dir": folder}
+        # Typed options come twice: for their place among the others, which a run's record holds, and to win.
+        own = {**self.options, **self.typed, **self.models[model], **self.typed}
+        options = {**own, **options, "seed": seed, "output_dir": folder}
         given = {name: value for name, value in options.items() if value is not None}
         return [self.config, *itertools.chain(*([f"--{name}", *texts(value)] for name, value in given.items()))]
 
@@ -113,7 +142,7 @@ def read_comparison(path: str) -> Comparison:
         ValueError: it holds unknown or lacks necessary entries.
     """
     entries = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    known = set(Comparison.__dataclass_fields__) - NOT_IN_FILE
+    known = {entry.name for entry in fields(Comparison) if entry.init}
     if not isinstance(entries, dict) or set(entries) - known or known - OPTIONAL_ENTRIES - set(entries):
         raise ValueError(
             f"{path} has the entries {sorted(entries)}; allowed: {sorted(known)} "

@@ -11,7 +11,6 @@ with more of them. At the end output_dir/best.yaml holds the best constants, as 
 
 import argparse
 import dataclasses
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import optuna
 import yaml
 
-from .comparison import RECIPES
+from .comparison import RECIPES, recipe_module, require_validation_data
 
 SPACE: dict[str, Callable[[optuna.Trial], Any]] = {
     "hebbian_lr": lambda trial: trial.suggest_float("hebbian_lr", 0.005, 0.5, log=True),
@@ -43,15 +42,12 @@ def search(recipe_name: str, space: list[str], trials: int, options: list[str]) 
     Returns:
         the best constants.
     """
-    recipe = importlib.import_module(f"{__package__}.{recipe_name}")
+    recipe = recipe_module(recipe_name)
     of_trials = ["--save_strategy", "no", "--load_best_model_at_end", "false", "--early_stopping_patience", "None"]
     model_args, data_args, training_args = recipe.parse([*options, *of_trials])
     if model_args.architecture != "enn":
         raise ValueError(f"architecture is {model_args.architecture!r}; allowed: 'enn', whose memory is searched.")
-    if data_args.validation_fraction == 0:
-        raise ValueError(
-            "validation_fraction is 0, so that the test split may validate; allowed: more than 0 in a search."
-        )
+    require_validation_data(data_args)
     trainer, _ = recipe.build_trainer(model_args, data_args, training_args)
     trainer.model_init = lambda trial: trainer.make_model(
         model_args if trial is None else dataclasses.replace(model_args, **{name: SPACE[name](trial) for name in space})
@@ -83,8 +79,9 @@ def search(recipe_name: str, space: list[str], trials: int, options: list[str]) 
 
 def config_of(options: list[str]) -> Any:
     """What the YAML file on a recipe's command line says; `None` without one."""
-    named = options[:1] if options and not options[0].startswith("--") else []
-    return yaml.safe_load(Path(*named).read_text(encoding="utf-8")) if named else None
+    if not options or options[0].startswith("--"):
+        return None
+    return yaml.safe_load(Path(options[0]).read_text(encoding="utf-8"))
 
 
 def remember(study: optuna.Study, asked: dict[str, Any]) -> None:
