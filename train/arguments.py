@@ -87,3 +87,19 @@ def read_options(path: str, options: dict[str, Action]) -> dict[str, Any]:
         lists = options[name].nargs == "+" and value is not None and not isinstance(value, list)
         values[name] = [options[name].type(value)] if lists else value
     return values
+
+
+def require(options: Any, name: str, holds: bool, allowed: str) -> None:
+    """Refuse an option's value.
+
+    Args:
+        options: what holds the option.
+        name: the option.
+        holds: whether its value is allowed.
+        allowed: the values that are.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not holds:
+        raise ValueError(f"{name} is {getattr(options, name)!r}; allowed: {allowed}.")

@@ -9,6 +9,8 @@ from typing import Any
 
 import yaml
 
+from .arguments import require
+
 RECIPES = ("image_classification", "language_model")
 LOWER_IS_BETTER, HIGHER_IS_BETTER = ("loss", "perplexity"), ("accuracy",)
 OPTIONAL_ENTRIES = {"options", "learning_rates", "search_options"}
@@ -74,17 +76,13 @@ class Comparison:
     finished_only: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"recipe is {self.recipe!r}; allowed: one of {RECIPES}.")
+        require(self, "recipe", self.recipe in RECIPES, f"one of {RECIPES}")
         if not self.models or not self.seeds:
             raise ValueError(f"models is {self.models!r}, seeds is {self.seeds!r}: give at least one of each.")
-        if not self.metric.startswith("test_"):
-            raise ValueError(f"metric is {self.metric!r}; allowed: a name that begins with 'test_'.")
-        if not any(word in self.metric for word in LOWER_IS_BETTER + HIGHER_IS_BETTER):
-            raise ValueError(
-                f"metric is {self.metric!r}; allowed: a name with one of {LOWER_IS_BETTER}, of which less is better, "
-                f"or {HIGHER_IS_BETTER}."
-            )
+        require(self, "metric", self.metric.startswith("test_"), "a name that begins with 'test_'")
+        known = any(word in self.metric for word in LOWER_IS_BETTER + HIGHER_IS_BETTER)
+        better = f"a name with one of {LOWER_IS_BETTER}, of which less is better, or {HIGHER_IS_BETTER}"
+        require(self, "metric", known, better)
         self.search_seed = self.seeds[0]
 
     def choose(self, models: list[str]) -> None:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_engram.hub import DataSource
 
+from .arguments import require
 from .sources import dataset_source
 from .vocabulary import END_OF_TEXT, SMALLEST_VOCABULARY
 
@@ -97,27 +98,23 @@ class DataArguments:
             )
         if self.dataset_name is not None and (self.validation_files or self.test_files):
             raise ValueError("validation_files and test_files go with train_files; a dataset brings its own splits.")
-        self._require("rows", self.rows in ROW_KINDS, f"one of {ROW_KINDS}")
-        self._require("mode", self.mode in MODES, f"one of {MODES}")
-        self._require("shuffle_buffer", self.shuffle_buffer >= 1, "a positive integer")
-        self._require("block_size", self.block_size >= 1, "a positive integer")
-        self._require("vocab_size", self.vocab_size >= SMALLEST_VOCABULARY, f"{SMALLEST_VOCABULARY} or more")
-        self._require("validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
+        require(self, "rows", self.rows in ROW_KINDS, f"one of {ROW_KINDS}")
+        require(self, "mode", self.mode in MODES, f"one of {MODES}")
+        require(self, "shuffle_buffer", self.shuffle_buffer >= 1, "a positive integer")
+        require(self, "block_size", self.block_size >= 1, "a positive integer")
+        require(self, "vocab_size", self.vocab_size >= SMALLEST_VOCABULARY, f"{SMALLEST_VOCABULARY} or more")
+        require(self, "validation_fraction", 0 < self.validation_fraction < 1, "between 0 and 1")
 
         if self.streaming:
-            self._require("mode", self.mode == "blocks", "'blocks', with streaming")
-            self._require("tokenizer", self.tokenizer != "words", "'bpe' or a model's, with streaming")
-            self._require("train_files", self.train_files is None, "None (a dataset_name), with streaming")
+            require(self, "mode", self.mode == "blocks", "'blocks', with streaming")
+            require(self, "tokenizer", self.tokenizer != "words", "'bpe' or a model's, with streaming")
+            require(self, "train_files", self.train_files is None, "None (a dataset_name), with streaming")
 
     def source(self) -> DataSource:
         """The text as the model card names it."""
         if self.dataset_name is None:
             return DataSource(", ".join(self.train_files), self.data_license)
         return dataset_source(self.dataset_name, self.dataset_config, self.data_license)
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}.")
 
 
 def load_text(args: DataArguments) -> dict[str, Dataset | IterableDataset]:

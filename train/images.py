@@ -12,6 +12,7 @@ from hf_engram import EnnImageProcessor
 from hf_engram.configuration_enn import IMAGE_SEQUENCES
 from hf_engram.hub import DataSource
 
+from .arguments import require
 from .sources import dataset_source
 
 
@@ -63,26 +64,22 @@ class ImageArguments:
     data_license: str | None = field(default=None, metadata={"help": "Licence of the images, for the model card."})
 
     def __post_init__(self) -> None:
-        self._require("dataset_name", self.dataset_name is not None, "a name on the Hub or a local folder")
-        self._require("image_sequence", self.image_sequence in IMAGE_SEQUENCES, f"one of {IMAGE_SEQUENCES}")
-        self._require("num_channels", self.num_channels in (1, 3), "1 and 3")
-        self._require("validation_fraction", 0 <= self.validation_fraction < 1, "from 0 up to, but not including, 1")
-        self._require("image_size", self.image_size >= 1, "a positive integer")
-        self._require("random_shift", self.random_shift >= 0, "0 or more")
+        require(self, "dataset_name", self.dataset_name is not None, "a name on the Hub or a local folder")
+        require(self, "image_sequence", self.image_sequence in IMAGE_SEQUENCES, f"one of {IMAGE_SEQUENCES}")
+        require(self, "num_channels", self.num_channels in (1, 3), "1 and 3")
+        require(self, "validation_fraction", 0 <= self.validation_fraction < 1, "from 0 up to, but not including, 1")
+        require(self, "image_size", self.image_size >= 1, "a positive integer")
+        require(self, "random_shift", self.random_shift >= 0, "0 or more")
         numbers = "as many numbers as num_channels"
         for name in ("image_mean", "image_std"):
             values = getattr(self, name)
-            self._require(name, values is None or len(values) == self.num_channels, f"{numbers}, or None")
+            require(self, name, values is None or len(values) == self.num_channels, f"{numbers}, or None")
         both = (self.image_mean is None) == (self.image_std is None)
-        self._require("image_std", both, f"{numbers} together with image_mean ({self.image_mean!r}), or both None")
+        require(self, "image_std", both, f"{numbers} together with image_mean ({self.image_mean!r}), or both None")
 
     def source(self) -> DataSource:
         """The images as the model card names them."""
         return dataset_source(self.dataset_name, self.dataset_config, self.data_license)
-
-    def _require(self, name: str, holds: bool, allowed: str) -> None:
-        if not holds:
-            raise ValueError(f"{name} is {getattr(self, name)!r}; allowed: {allowed}.")
 
 
 def make_processor(args: ImageArguments) -> EnnImageProcessor:

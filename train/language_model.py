@@ -27,7 +27,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_engram.configuration_enn import memory_layers
 
-from .arguments import parse_arguments
+from .arguments import parse_arguments, require
 from .checkpoints import find_checkpoint
 from .data import DataArguments, load_text, tokenize
 from .memory_log import RecordMemory
@@ -75,8 +75,7 @@ class LanguageTrainingArguments(RecipeTrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.final_eval_streams < 1:
-            raise ValueError(f"final_eval_streams is {self.final_eval_streams}; allowed: a positive integer.")
+        require(self, "final_eval_streams", self.final_eval_streams >= 1, "a positive integer")
 
 
 ARGUMENT_GROUPS = (LanguageModelArguments, DataArguments, LanguageTrainingArguments)
@@ -122,12 +121,10 @@ def build_trainer(
     Returns:
         the trainer, and the texts "validation" and "test" (if there is one) for the evaluation at the end.
     """
-    if data_args.streaming and training_args.max_steps <= 0:
-        raise ValueError(f"max_steps is {training_args.max_steps}; allowed: a positive integer, with streaming.")
-    if data_args.mode == "streams" and training_args.activation_checkpointing:
-        raise ValueError(
-            "activation_checkpointing is True; allowed: False, with mode streams, which carries states on."
-        )
+    bounded = training_args.max_steps > 0 or not data_args.streaming
+    require(training_args, "max_steps", bounded, "a positive integer, with streaming")
+    kept = not training_args.activation_checkpointing or data_args.mode != "streams"
+    require(training_args, "activation_checkpointing", kept, "False, with mode streams, which carries states on")
     with training_args.main_process_first():
         text = load_text(data_args)
         if tokenizer is None:

@@ -12,6 +12,7 @@ from hf_engram import EnnForCausalLM, EnnForImageClassification
 from hf_engram.configuration_enn import FIELDS_OF_LAYER_TYPES
 
 from .ablations import ABLATIONS, ablate
+from .arguments import require
 from .baselines import BASELINES, BaselineForCausalLM, BaselineForImageClassification
 
 # Types of the layers, repeated until there are as many as the model has.
@@ -131,8 +132,7 @@ class ModelArguments:
     )
 
     def __post_init__(self) -> None:
-        if self.architecture not in ARCHITECTURES:
-            raise ValueError(f"architecture is {self.architecture!r}; allowed: one of {ARCHITECTURES}.")
+        require(self, "architecture", self.architecture in ARCHITECTURES, f"one of {ARCHITECTURES}")
 
 
 @dataclass
@@ -163,11 +163,8 @@ class LanguageModelArguments(ModelArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.raw_token_ids and self.embedding_dropout != 0:
-            raise ValueError(
-                f"embedding_dropout is {self.embedding_dropout}; allowed: 0, with raw_token_ids, whose ids it would "
-                "turn into others."
-            )
+        kept = not self.raw_token_ids or self.embedding_dropout == 0
+        require(self, "embedding_dropout", kept, "0, with raw_token_ids, whose ids it would turn into others")
 
 
 @dataclass

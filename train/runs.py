@@ -15,6 +15,7 @@ from hf_engram.configuration_enn import memory_layers
 from hf_engram.hub import DataSource, TrainingRun, save_for_hub, write_card
 
 from .allocator import keep_freed_memory
+from .arguments import require
 from .callbacks import ClipEachParameter, SaveOnInterrupt, Stopwatch
 from .checkpoints import step
 from .trainer import RecipeTrainer
@@ -74,8 +75,7 @@ class RecipeTrainingArguments(TrainingArguments):
             )
         for name in ("memory_steps", "memory_plot_steps"):
             every = getattr(self, name)
-            if every is not None and every < 1:
-                raise ValueError(f"{name} is {every}; allowed: a positive integer, or None.")
+            require(self, name, every is None or every >= 1, "a positive integer, or None")
 
 
 def callbacks_for(args: RecipeTrainingArguments) -> list[TrainerCallback]:

@@ -18,6 +18,7 @@ from typing import Any
 import optuna
 import yaml
 
+from .arguments import require
 from .comparison import RECIPES, recipe_module, require_validation_data
 
 SPACE: dict[str, Callable[[optuna.Trial], Any]] = {
@@ -45,8 +46,7 @@ def search(recipe_name: str, space: list[str], trials: int, options: list[str]) 
     recipe = recipe_module(recipe_name)
     of_trials = ["--save_strategy", "no", "--load_best_model_at_end", "false", "--early_stopping_patience", "None"]
     model_args, data_args, training_args = recipe.parse([*options, *of_trials])
-    if model_args.architecture != "enn":
-        raise ValueError(f"architecture is {model_args.architecture!r}; allowed: 'enn', whose memory is searched.")
+    require(model_args, "architecture", model_args.architecture == "enn", "'enn', whose memory is searched")
     require_validation_data(data_args)
     trainer, _ = recipe.build_trainer(model_args, data_args, training_args)
     trainer.model_init = lambda trial: trainer.make_model(
