@@ -5,11 +5,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?=
 WORKERS ?= 2
+CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")
 
 .PHONY: help demo test test-fast lint exactness bench clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/demo.stamp ## open the live-memory app (ARGS="--port 8000" for another port)
 	$(BIN)/python -m serve.app $(ARGS)
@@ -34,9 +35,10 @@ clean: ## remove .venv and caches
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache
 
 $(VENV)/demo.stamp: EXTRAS := cpu,serve
+$(VENV)/demo.stamp: STAMPS := demo.stamp
 $(VENV)/dev.stamp: EXTRAS := cpu,serve,train,search,tensorboard,traces,keras,ecosystem,dev
+$(VENV)/dev.stamp: STAMPS := dev.stamp demo.stamp # all that the demo needs is there, too
 $(VENV)/%.stamp: pyproject.toml constraints.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed: make PYTHON=..."'
+	@$(BIN)/python -c 'import pip; $(CHECK)' 2>/dev/null || { $(PYTHON) -c '$(CHECK)' && $(PYTHON) -m venv --clear $(VENV); }
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
-	touch $@
+	touch $(addprefix $(VENV)/,$(STAMPS))

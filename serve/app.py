@@ -7,7 +7,7 @@ python -m serve.app --model path/to/checkpoint --port 8000
 import argparse
 import os
 import sys
-from importlib import import_module
+from importlib import import_module, util
 from pathlib import Path
 
 MODEL = "model_cards/enn-books-mixer"
@@ -18,6 +18,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def main() -> None:
     """Read the command line, load the models, serve until interrupted."""
     args = parse_args()
+    if util.find_spec("gradio") is None:
+        sys.exit("The page needs gradio, which is not installed: pip install 'hf-engram[serve]'.")
     check_folder("--model", args.model, MODEL)
     if args.image_model:
         check_folder("--image-model", args.image_model, IMAGE_MODEL)

@@ -17,6 +17,9 @@ DATA_FOLDERS = ("HF_ENGRAM_DATA", "HF_ENGRAM_REFERENCE")
 
 
 def pytest_configure(config):
+    for name in DATA_FOLDERS:
+        if name in os.environ and not Path(os.environ[name]).is_dir():
+            raise pytest.UsageError(f"{name} is {os.environ[name]!r}; allowed: a folder (CONTRIBUTING.md).")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True

@@ -67,8 +67,8 @@ def finished_runs(comparison: Comparison) -> tuple[Results, dict[str, dict[float
     """What has finished of the chosen models and seeds.
 
     Returns:
-        as `run_all`, without the models of which nothing has finished; of those that are left, as
-        `search_learning_rates`; and the best rates.
+        as `run_all`, and as `search_learning_rates`, each without the models of which nothing has finished; and the
+        best rates.
 
     Raises:
         Refused: there is nothing.
@@ -81,7 +81,7 @@ def finished_runs(comparison: Comparison) -> tuple[Results, dict[str, dict[float
     if not results:
         raise Refused(f"output_dir is {comparison.output_dir!r}, where no run of these models and seeds has finished.")
     metric, searched = comparison.validation_metric, {}
-    for model in results:
+    for model in comparison.models:
         tried = {
             float(path.parent.name.removeprefix(SEARCH_FOLDER)): read_metrics(path, metric)[metric]
             for path in Path(comparison.output_dir, model).glob(f"{SEARCH_FOLDER}*/{RESULTS_FILE}")
@@ -226,6 +226,8 @@ def parse(argv: list[str] | None = None) -> Comparison:
         comparison.seeds = args.seeds or comparison.seeds
         comparison.output_dir = args.output_dir or comparison.output_dir
         comparison.finished_only = args.finished_only
+        if comparison.finished_only and others:
+            raise ValueError(f"finished_only is True; allowed: without options of the recipe ({' '.join(others)}).")
         comparison.replace_options(options_of(others))
     except (OSError, ValueError) as error:
         parser.error(str(error))

@@ -85,10 +85,17 @@ def summarize(
         if places:
             models[name]["loss_by_tokens_before"] = {place: mean_of(runs, f"{LOSS_FROM}{place}") for place in places}
             models[name]["tokens_by_tokens_before"] = {place: first[f"{TOKENS_FROM}{place}"] for place in places}
-    for name, rate in learning_rates.items():
-        scores = {f"{tried:g}": score for tried, score in searched[name].items()}
-        models[name] |= {"learning_rate": rate, "searched": scores}
-    return {"metric": metric, "config": config, "models": models, "tests": pairwise_tests(values)}
+    searches = {
+        name: {"scores": {f"{rate:g}": score for rate, score in scores.items()}, "best": learning_rates[name]}
+        for name, scores in searched.items()
+    }
+    return {
+        "metric": metric,
+        "config": config,
+        "models": models,
+        "tests": pairwise_tests(values),
+        "learning_rate_searches": searches,
+    }
 
 
 def mean_of(runs: dict[int, dict[str, Any]], metric: str) -> float:
@@ -129,19 +136,18 @@ def table(summary: dict[str, Any]) -> str:
         for name, model in read.items():
             losses = " | ".join(f"{loss:.3f}" for loss in model["loss_by_tokens_before"].values())
             lines.append(f"| {name} | {losses} | {model['tokens_per_second']:,.0f} |")
-    searched = {name: model for name, model in summary["models"].items() if "searched" in model}
-    if searched:
-        rates = sorted({rate for model in searched.values() for rate in model["searched"]}, key=float)
+    searches = summary["learning_rate_searches"]
+    if searches:
+        rates = sorted({rate for search in searches.values() for rate in search["scores"]}, key=float)
         validation = metric.replace("test", "validation", 1)
         lines += [
             "",
-            f"| {validation} of a search run | {' | '.join(rates)} | chosen |",
+            f"| {validation} of a search run | {' | '.join(rates)} | best |",
             "| --- |" + " --- |" * (len(rates) + 1),
         ]
-        for name, model in searched.items():
-            tried = model["searched"]
-            scores = " | ".join(number(tried[rate]) if rate in tried else "" for rate in rates)
-            lines.append(f"| {name} | {scores} | {model['learning_rate']:g} |")
+        for name, search in searches.items():
+            scores = " | ".join(number(search["scores"][rate]) if rate in search["scores"] else "" for rate in rates)
+            lines.append(f"| {name} | {scores} | {search['best']:g} |")
     return "\n".join(lines)
 
 

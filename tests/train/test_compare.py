@@ -1,5 +1,6 @@
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,29 +83,28 @@ def test_finished_runs_are_not_repeated_and_a_cut_one_goes_on(tmp_path, capsys, 
 def test_every_model_runs_at_the_learning_rate_that_was_best_for_it(tmp_path, capsys):
     search = {"learning_rates": [1e-5, 1e-3], "search_options": {"max_steps": 4}}
     path = comparison_file(tmp_path, models={"enn": None, "gru": {"architecture": "gru"}}, metric="test_loss", **search)
-    models = compare(parse([path, *SHORT]))["models"]
+    searches = compare(parse([path, *SHORT]))["learning_rate_searches"]
     printed = capsys.readouterr().out
-    columns = sorted({rate for model in models.values() for rate in model["searched"]}, key=float)
-    for name, model in models.items():
+    assert set(searches) == {"enn", "gru"}
+    columns = sorted({rate for search in searches.values() for rate in search["scores"]}, key=float)
+    for name, search in searches.items():
         folder = tmp_path / "results" / name
         tried = {
             path.parent.name.removeprefix("learning-rate-"): json.loads(path.read_text())["validation_loss"]
             for path in folder.glob("learning-rate-*/all_results.json")
         }
-        assert model["searched"] == tried
+        assert search["scores"] == tried
         # Beyond the grid, whose best rate is the highest: ten times too high a rate must be worse in the end.
         rates = list(tried)
         assert {"1e-05", "0.001", "0.1"} <= set(rates) <= {"1e-05", "0.001", "0.1", "10", "1000"}
         best = min(rates, key=tried.get)
         assert best not in ("1e-05", max(rates, key=float))
-        assert model["learning_rate"] == float(best)
+        assert search["best"] == float(best)
         row = " | ".join(number(tried[rate]) if rate in tried else "" for rate in columns)
         assert f"| {name} | {row} | " in printed
         for seed in ("1", "2"):
             history = json.loads((folder / f"seed-{seed}" / "trainer_state.json").read_text())["log_history"]
-            assert max(entry.get("learning_rate", 0) for entry in history) == pytest.approx(
-                model["learning_rate"], rel=0.2
-            )
+            assert max(entry.get("learning_rate", 0) for entry in history) == pytest.approx(search["best"], rel=0.2)
 
 
 def test_a_search_goes_on_beyond_the_end_of_a_grid():
@@ -136,15 +136,15 @@ def test_seeds_can_be_run_one_by_one_after_one_search(tmp_path, capsys):
     compare(parse([path, *SHORT, "--seeds", "2"]))
     compare(parse([path, *SHORT, "--seeds", "1"]))
     assert capsys.readouterr().out.count("Has finished.") >= 2
-    both = compare(parse([path, *SHORT, "--finished_only"]))
+    both = compare(parse([path, "--finished_only"]))
     assert set(both["models"]["gru"]["values"]) == {"1", "2"}
-    assert {"0.01", "0.0001"} <= set(both["models"]["gru"]["searched"])
+    assert {"0.01", "0.0001"} <= set(both["learning_rate_searches"]["gru"]["scores"])
 
 
 def test_finished_runs_are_reported_without_making_others(tmp_path, monkeypatch, capsys):
     path = comparison_file(tmp_path)
     with pytest.raises(SystemExit):
-        main([path, *SHORT, "--finished_only"])
+        main([path, "--finished_only"])
     assert re.search(r"output_dir is '.*', where no run of these models and seeds", capsys.readouterr().err)
     compare(parse([path, *SHORT, "--models", "gru"]))
     compare(parse([path, *SHORT, "--models", "lstm", "--seeds", "2"]))
@@ -154,6 +154,24 @@ def test_finished_runs_are_reported_without_making_others(tmp_path, monkeypatch,
         "gru": ["1", "2"],
         "lstm": ["2"],
     }
+
+
+def test_a_search_is_reported_before_its_runs(tmp_path, capsys):
+    path = comparison_file(tmp_path, learning_rates=[1e-2, 1e-4], seeds=[1])
+    compare(parse([path, *SHORT, "--models", "gru"]))
+    kept = tmp_path / "results" / "gru"
+    shutil.copytree(kept, tmp_path / "results" / "lstm", ignore=shutil.ignore_patterns("seed-*"))
+    capsys.readouterr()
+    summary = compare(parse([path, "--finished_only"]))
+    assert set(summary["models"]) == {"gru"}
+    assert summary["learning_rate_searches"]["lstm"] == summary["learning_rate_searches"]["gru"]
+    assert capsys.readouterr().out.count("| lstm |") == 1
+
+
+def test_a_report_of_finished_runs_takes_no_options_of_runs(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main([comparison_file(tmp_path), "--finished_only", "--num_train_epochs", "99"])
+    assert "finished_only is True; allowed: without options of the recipe" in capsys.readouterr().err
 
 
 def test_a_mistyped_option_leaves_the_folder_free(tmp_path):
