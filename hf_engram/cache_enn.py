@@ -201,7 +201,8 @@ def are_of_types(layers: Sequence[CacheLayerMixin], config: EnnConfig) -> bool:
     wanted = [attention if name in ATTENTION_LAYER_TYPES else name for name in config.layer_types]
     if config.token_memory_size is not None:
         wanted.append(TokenMemoryCacheLayer._layer_type)
-    return [getattr(layer, "_layer_type", "") for layer in layers] == wanted
+    found = [getattr(layer, "_layer_type", "") for layer in layers]
+    return found == wanted and all(hasattr(layer, "state_class") for layer in layers)
 
 
 def misfit(layer: StateLayer, state: LayerState, config: EnnConfig, rows: int) -> str | None:

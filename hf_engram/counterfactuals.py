@@ -1,7 +1,6 @@
 """What a model would have read and said if it had not written some token into its memory: the run once more."""
 
 import copy
-import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from .modeling_enn import EnnForCausalLM
 from .recorder import Recorder, token_texts
 from .recordings import Recording
+from .steps import resolve_step
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,9 +58,16 @@ class Counterfactual:
         """The tokens whose probability of being next changed most, largest change first.
 
         Args:
-            step: the token after which to look.
+            step: the token after which to look; negative numbers count from the end.
             count: how many.
+
+        Raises:
+            IndexError: there is no such step.
+            ValueError: `count` is below 1.
         """
+        if count < 1:
+            raise ValueError(f"count is {count}; allowed: 1 or more.")
+        step = resolve_step(step, len(self.original_logits))
         before, after = self.original_logits[step].softmax(-1), self.logits_without[step].softmax(-1)
         token_ids = (after - before).abs().topk(min(count, len(before))).indices
         texts = token_texts(token_ids, len(token_ids), self.tokenizer)
@@ -110,16 +117,14 @@ def counterfactual(
     if attention_mask is not None and not attention_mask.all():
         raise ValueError("attention_mask has zeros; expected a row without padding.")
     steps = input_ids.shape[1]
-    try:
-        asked = [operator.index(erase)]  # numbers of numpy and torch, too
-    except TypeError:
-        asked = [operator.index(step) for step in erase]
-    wrong = [step for step in asked if not -steps <= step < steps]
-    if wrong or not asked:
+    asked = torch.as_tensor(erase if hasattr(erase, "__index__") else list(erase)).flatten()
+    is_whole = asked.dtype != torch.bool and not asked.is_floating_point()  # a mask would read as tokens 0 and 1
+    if not is_whole or not len(asked) or not all(-steps <= step < steps for step in asked):
         raise ValueError(
-            f"erase is {erase}; allowed: one or more of {-steps} to {steps - 1}, there are {steps} tokens."
+            f"erase is {erase}; allowed: one or more whole numbers from {-steps} to {steps - 1}, there are {steps} "
+            "tokens."
         )
-    erased = tuple(sorted({step % steps for step in asked}))
+    erased = tuple(sorted({step % steps for step in asked.tolist()}))
 
     kept = inputs.pop("write_mask", None)
     write_mask = torch.ones_like(input_ids, dtype=torch.bool) if kept is None else kept.clone()

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import GenerationMixin, StoppingCriteriaList
+from transformers import GenerationConfig, GenerationMixin, StoppingCriteriaList
 from transformers.cache_utils import Cache
 
 
@@ -40,19 +40,8 @@ class EnnGenerationMixin(GenerationMixin):
     ) -> dict[str, Any]:
         """As in `GenerationMixin`; rows that have finished are masked, and tokens beyond `write_mask` `[B, S]` write.
 
-        Raises:
-            ValueError: `input_ids` is taken to contain what `past_key_values` has seen, but is not longer than that; or
-                `write_mask` is given with `inputs_embeds`.
+        The columns of `write_mask` are the tokens of the sequence, those that `past_key_values` has seen included.
         """
-        if write_mask is not None and inputs_embeds is not None:
-            raise ValueError("write_mask goes with input_ids in `generate`; given: inputs_embeds.")
-        if next_sequence_length is not None and next_sequence_length <= 0:
-            seen = past_key_values.get_seq_length()
-            raise ValueError(
-                f"past_key_values has seen {seen} tokens, input_ids has only {input_ids.shape[1]}. Pass the whole "
-                "sequence; or the new tokens with an attention_mask over the whole sequence; or "
-                "`hf_engram.as_new_sequence(past_key_values)` to begin a new sequence on this memory."
-            )
         inputs = super().prepare_inputs_for_generation(
             input_ids, next_sequence_length, past_key_values, attention_mask, inputs_embeds, **kwargs
         )
@@ -64,11 +53,48 @@ class EnnGenerationMixin(GenerationMixin):
                 going_on.long() if mask is None else torch.cat([mask[:, :-1], mask[:, -1:] * going_on], -1)
             )
         if write_mask is not None:
-            steps = inputs["input_ids" if inputs.get("input_ids") is not None else "inputs_embeds"].shape[1]
-            read = input_ids.shape[1] - steps
-            beyond = max(input_ids.shape[1] - write_mask.shape[1], 0)
-            inputs["write_mask"] = F.pad(write_mask.bool(), (0, beyond), value=True)[:, read : read + steps]
+            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+            until = seen + inputs["input_ids"].shape[1]
+            beyond = max(until - write_mask.shape[1], 0)
+            inputs["write_mask"] = F.pad(write_mask.bool(), (0, beyond), value=True)[:, seen:until]
         return inputs
+
+    def _prefill(
+        self,
+        input_ids: Tensor,
+        generation_config: GenerationConfig,
+        model_kwargs: dict[str, Any],
+        is_first_iteration: bool = True,
+    ) -> Any:
+        """As in `GenerationMixin`, at once or in chunks.
+
+        Raises:
+            ValueError: `input_ids` is taken to contain what `past_key_values` has seen, but is not longer than that; or
+                `write_mask` is given with `inputs_embeds`, or is longer than `input_ids`.
+        """
+        inputs_embeds, write_mask = model_kwargs.get("inputs_embeds"), model_kwargs.get("write_mask")
+        past_key_values, attention_mask = model_kwargs.get("past_key_values"), model_kwargs.get("attention_mask")
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        given = (input_ids if inputs_embeds is None else inputs_embeds).shape[1]
+        # As transformers tells it: a mask of another length than what is given says that these are new tokens.
+        masked = getattr(generation_config, "_mask_length", -1) if attention_mask is None else attention_mask.shape[1]
+        only_new = inputs_embeds is None and masked != given
+        if past_key_values is not None and given <= seen and not only_new:
+            raise ValueError(
+                f"past_key_values has seen {seen} tokens, input_ids has only {given}. Pass the whole "
+                "sequence; or the new tokens with an attention_mask over the whole sequence; or "
+                "`hf_engram.as_new_sequence(past_key_values)` to begin a new sequence on this memory."
+            )
+        if write_mask is not None:
+            if inputs_embeds is not None:
+                raise ValueError("write_mask goes with input_ids in `generate`; given: inputs_embeds.")
+            if write_mask.shape[1] > given:
+                raise ValueError(
+                    f"write_mask has shape {tuple(write_mask.shape)}; expected at most {given} columns, one for every "
+                    "token of input_ids."
+                )
+            model_kwargs["write_mask"] = F.pad(write_mask, (seen if only_new else 0, 0), value=True)
+        return super()._prefill(input_ids, generation_config, model_kwargs, is_first_iteration)
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Tensor | None = None, **kwargs: Any

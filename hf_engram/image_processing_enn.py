@@ -76,7 +76,7 @@ class EnnImageProcessor(PilBackend):
         if self.num_channels == 3:
             return colour
         grey = np.tensordot(np.array([0.299, 0.587, 0.114]), colour, axes=1)[None]
-        return grey.astype(channels.dtype)
+        return (grey.round() if np.issubdtype(channels.dtype, np.integer) else grey).astype(channels.dtype)
 
 
 def with_channels(images: Any) -> Any:

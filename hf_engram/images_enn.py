@@ -29,7 +29,7 @@ def image_to_sequence(pixel_values: Tensor, config: EnnConfig) -> Tensor:
     tiles = pixel_values.unfold(2, height, height).unfold(3, width, width)  # [B, C, rows, columns, height, width]
     sequence = tiles.permute(0, 2, 3, 4, 5, 1).flatten(3).flatten(1, 2)
     if config.pixel_permutation_seed is not None:
-        generator = torch.Generator().manual_seed(config.pixel_permutation_seed)
-        order = torch.randperm(sequence.shape[1], generator=generator)
+        generator = torch.Generator("cpu").manual_seed(config.pixel_permutation_seed)
+        order = torch.randperm(sequence.shape[1], generator=generator, device="cpu")
         sequence = sequence[:, order.to(sequence.device)]
     return sequence

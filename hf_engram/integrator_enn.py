@@ -66,18 +66,19 @@ def integrator_scan(
     drive = F.linear(torch.cat([z, recalled], -1), from_inputs, bias)
     norm_weight, norm_bias = weights.output_norm or (None, None)
     dtype = weight.dtype
-    outputs, *_ = integrator_recurrence(
-        drive.to(dtype),
-        hidden.to(dtype),
-        from_hidden,
-        weights.output_weight,
-        weights.output_bias,
-        norm_weight,
-        norm_bias,
-        settings.layer_norm_eps,
-        masks.valid,
-        masks.restart,
-    )
+    with torch.autocast(drive.device.type, enabled=False):
+        outputs, *_ = integrator_recurrence(
+            drive.to(dtype),
+            hidden.to(dtype),
+            from_hidden,
+            weights.output_weight,
+            weights.output_bias,
+            norm_weight,
+            norm_bias,
+            settings.layer_norm_eps,
+            masks.valid,
+            masks.restart,
+        )
     return outputs
 
 

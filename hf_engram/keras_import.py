@@ -269,8 +269,7 @@ def find_image(file: KerasFile, width: int, config: dict[str, Any]) -> dict[str,
             found["image_size"] = math.isqrt(steps)
     image = EnnConfig(**{"embedding_size": width, **config, **found})
     size = image.image_size
-    expected = {"row": size, "pixel": size**2, "patch": (size // image.patch_size) ** 2}[sequence]
-    if steps not in (None, expected):
+    if steps not in (None, image.image_steps):
         raise ValueError(
             f"{file.path!r} reads sequences of {steps} steps, {width} wide: not images {size} by {size} with "
             f"image_sequence={sequence!r}. Give image_sequence ({', '.join(IMAGE_SEQUENCES)}), image_size and "

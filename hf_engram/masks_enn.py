@@ -1,6 +1,7 @@
 """What padding and document boundaries mean to a recurrent model: which steps count, and where the state restarts."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.compiler import is_compiling
 from transformers.cache_utils import Cache
@@ -64,9 +65,9 @@ def document_starts(
     restart = (position_ids == 0).expand(batch, steps)
     if valid is not None:
         restart = restart & valid
-    has_state = past_key_values is not None and past_key_values.layers[0].state is not None
-    needed = restart if has_state else restart[:, 1:]
-    return restart if is_compiling() or needed.any() else None
+    if past_key_values is None or past_key_values.layers[0].state is None:
+        restart = F.pad(restart[:, 1:], (1, 0))  # a first document keeps the state that it begins with
+    return restart if is_compiling() or restart.any() else None
 
 
 def write_steps(write_mask: Tensor | None, inputs: Tensor) -> Tensor | None:

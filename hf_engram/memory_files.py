@@ -123,9 +123,10 @@ def _check_metadata(metadata: dict[str, str], config: EnnConfig, path: str | os.
             f"{os.fspath(path)!r} is not a readable memory file: architecture is {written!r}, expected the fields of a "
             "config."
         )
-    differing = [name for name in wanted if written.get(name) != wanted[name]]
+    differing = [name for name in wanted | written if written.get(name) != wanted.get(name)]
     if differing:
-        listed = "; ".join(f"{name} is {written.get(name)!r} in the file, {wanted[name]!r} here" for name in differing)
+        values = {name: (written.get(name), getattr(config, name, None)) for name in differing}
+        listed = "; ".join(f"{name} is {there!r} in the file, {here!r} here" for name, (there, here) in values.items())
         raise ValueError(f"{os.fspath(path)!r} was written by another architecture: {listed}.")
 
 

@@ -103,7 +103,8 @@ class TrainingRun:
         options = {} if args is None else args.to_dict()
         if options.get("max_steps", -1) > 0:
             del options["num_train_epochs"]  # max_steps overrides it
-        arguments = {name: options[name] for name in TRAINING_FIELDS if options.get(name) not in (None, False, -1)}
+        given = {name: options[name] for name in TRAINING_FIELDS if options.get(name) not in (None, -1)}
+        arguments = {name: value for name, value in given.items() if value is not False}  # but 0: it says something
         return cls(
             arguments={**kwargs.pop("arguments", {}), **arguments}, hardware=hardware(), versions=versions(), **kwargs
         )

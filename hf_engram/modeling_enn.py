@@ -35,6 +35,9 @@ from .safetensors_enn import SafetensorsOnly
 from .token_memory_enn import INITIAL_SCALE, INITIAL_TIMESCALE, TokenMemory
 from .token_memory_enn import INITIAL_TEMPERATURE as INITIAL_TOKEN_TEMPERATURE
 
+# Other ways in which transformers' collators say where packed documents begin.
+PACKING = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")
+
 
 @dataclass
 class EnnModelOutput(BaseModelOutputWithPast):
@@ -89,7 +92,7 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _is_stateful = True
-    _no_split_modules = ["EnnLayer", "EnnBlock"]
+    _no_split_modules = ["EnnLayer", "EnnBlock", "TokenMemory"]
     _skip_keys_device_placement = ["past_key_values"]
     _can_record_outputs = {
         "hidden_states": OutputRecorder(StatefulLayer, index=0),
@@ -196,6 +199,7 @@ class EnnModel(EnnPreTrainedModel):
             attention_mask: `[B, T]`, or `[B, S]` with S > T when the first S - T tokens are already in
                 `past_key_values`. 0 marks padding, anywhere: it leaves the state as it is.
             position_ids: `[B, T]` or `[1, T]`. A 0 begins a new document: the state is cleared before that token.
+                Packed documents are told by these alone (not by `seq_idx` or `cu_seq_lens_q`).
             past_key_values: the state to go on from.
             inputs_embeds: features `[B, T, embedding_size]`.
             use_cache: return the state; not with activation checkpointing in training mode.
@@ -215,6 +219,12 @@ class EnnModel(EnnPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
         self._check_features(inputs_embeds)
+        packed = [name for name in PACKING if kwargs.get(name) is not None]
+        if packed and position_ids is None:
+            raise ValueError(
+                f"{packed[0]} is given without position_ids, which tell an ENN where packed documents begin: "
+                "`DataCollatorWithFlattening(return_position_ids=True)` makes them."
+            )
         if self.gradient_checkpointing and self.training:
             # Layers that run twice would go on from what they have left themselves the first time.
             if past_key_values is not None:
@@ -226,9 +236,12 @@ class EnnModel(EnnPreTrainedModel):
         if use_cache and past_key_values is None:
             past_key_values = empty_state(self.config)
         if past_key_values is not None:
-            self._check_state(past_key_values, inputs_embeds.shape[0])
+            self.check_state(past_key_values, inputs_embeds.shape[0])
 
         masks = step_masks(inputs_embeds, attention_mask, position_ids, write_mask, past_key_values)
+        if masks.valid is not None:
+            # Padding may hold anything, NaN as well, which a product with 0 would not keep out of the sums over time.
+            inputs_embeds = inputs_embeds.masked_fill(~masks.valid[..., None], 0)
         hidden_states = self.embedding_dropout(inputs_embeds)
         if self.embedding_projection is not None:
             hidden_states = self.embedding_projection(hidden_states)
@@ -272,7 +285,12 @@ class EnnModel(EnnPreTrainedModel):
         if inputs_embeds.shape[1] == 0:
             raise ValueError("The inputs have no steps: give at least one token or feature vector.")
 
-    def _check_state(self, past_key_values: Cache, batch: int) -> None:
+    def check_state(self, past_key_values: Cache, batch: int) -> None:
+        """Let our layers take their places in an empty cache, and refuse what is not a state of this model.
+
+        Raises:
+            ValueError: it is another model's, or of another batch size.
+        """
         layers = own_layers(past_key_values, self.config).layers if isinstance(past_key_values, Cache) else ()
         if not are_of_types(layers, self.config):
             raise ValueError(
@@ -337,6 +355,8 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
                 raise ValueError(
                     "The token memory (token_memory_size) reads input_ids; inputs_embeds do not tell them."
                 )
+            if past_key_values is not None:
+                self.model.check_state(past_key_values, input_ids.shape[0])
             masks = step_masks(input_ids, attention_mask, position_ids, write_mask, past_key_values)
         outputs: EnnModelOutput = self.model(
             input_ids=input_ids,

@@ -158,7 +158,7 @@ def plot_counterfactual(result: "Counterfactual", step: int = -1, count: int = 1
     moved.bar(np.arange(len(tokens)), result.total_variation.numpy(), 1, color=PART_COLOURS["bank"], **EDGE)
     for place in result.erased:
         moved.axvline(place, color=PART_COLOURS["tokens"], linewidth=2)
-    figure.suptitle(f"Without the write of {erased}")
+    figure.suptitle(f"Without the write of {erased}", parse_math=False)  # a text may have dollars
     moved.set_ylabel("total variation")
     moved.set_title("How far next-token probabilities move", loc="left")
     name_tokens(moved, tokens, "x")
@@ -174,5 +174,7 @@ def plot_counterfactual(result: "Counterfactual", step: int = -1, count: int = 1
     changed.axvline(0, color="black", linewidth=0.8)
     name_tokens(changed, [change.token for change in changes], "y")
     changed.set_xlabel("change in probability (percentage points)")
-    changed.set_title(f"Next token after “{visible(tokens[step])}” (token {step % len(tokens)})", loc="left")
+    changed.set_title(
+        f"Next token after “{visible(tokens[step])}” (token {step % len(tokens)})", loc="left", parse_math=False
+    )
     return figure

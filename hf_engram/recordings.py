@@ -259,5 +259,12 @@ class Recording:
         return pd.concat(tables, names=["layer"]).reset_index("layer").reset_index(drop=True)
 
     def plot(self, layer: int = 0, head: int | None = None) -> "Figure":
-        """The figure of one of `layers` ([`LayerRecording.plot`])."""
+        """The figure of one of `layers` ([`LayerRecording.plot`]).
+
+        Raises:
+            IndexError: there is no such layer, or head.
+            ImportError: matplotlib is not installed.
+        """
+        if not -len(self.layers) <= layer < len(self.layers):
+            raise IndexError(f"layer is {layer}; allowed: 0 to {len(self.layers) - 1}.")
         return self.layers[layer].plot(head)

@@ -9,6 +9,7 @@ PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 REFUSAL = """{path} holds pickled weights ({file}). Opening a pickle can run any code; ENN models load safetensors only.
 If you trust the file, convert it once, in a folder that also holds its config.json:
 
+    import hf_engram  # registers the models
     import torch
     from transformers import AutoConfig, {auto_class}
     model = {auto_class}.from_config(AutoConfig.from_pretrained("folder"))

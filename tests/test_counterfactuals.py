@@ -1,6 +1,7 @@
 """A text read again without what some token wrote: the difference that the write makes."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,6 +27,8 @@ TOKENS = [
     (torch.tensor(3), (3,)),
     (np.int64(2), (2,)),
     (torch.tensor([2, 5]), (2, 5)),
+    ({3, 1}, (1, 3)),
+    ([torch.tensor(3), np.int64(1)], (1, 3)),
 ]
 
 
@@ -104,8 +107,16 @@ def test_figure_shows_what_moved(model, tmp_path):
     figure.savefig(tmp_path / "figure.png")
 
 
+def test_a_figure_of_tokens_with_dollars(model, tmp_path):
+    result = counterfactual(model, tokens(1, 12), [4, 6])
+    priced = replace(result.original, tokens=(" $5^$",) * 12)
+    replace(result, original=priced).plot(step=4).savefig(tmp_path / "figure.png")
+
+
 WRONG = {
-    "no_such_token": ({"erase": 12}, r"erase is 12; allowed: one or more of -12 to 11"),
+    "no_such_token": ({"erase": 12}, r"erase is 12; allowed: one or more whole numbers from -12 to 11"),
+    "mask": ({"erase": torch.arange(12) == 7}, r"(?s)erase is tensor\(\[False, .*; allowed"),
+    "part": ({"erase": [1.5]}, r"erase is \[1.5\]; allowed"),
     "none": ({"erase": []}, r"erase is \[\]; allowed"),
     "two_rows": ({"erase": 1, "input_ids": tokens(2, 12)}, r"input_ids has shape \(2, 12\); expected \[1, tokens\]"),
     "padding": ({"erase": 1, "attention_mask": torch.tensor([[0] + [1] * 11])}, "attention_mask has zeros"),
@@ -116,6 +127,14 @@ WRONG = {
 def test_wrong_arguments_are_named(model, arguments, message):
     with pytest.raises(ValueError, match=message):
         counterfactual(model, **{"input_ids": tokens(1, 12), **arguments})
+
+
+def test_a_change_is_looked_for_after_one_of_the_tokens(model):
+    result = counterfactual(model, tokens(1, 12), 4)
+    with pytest.raises(IndexError, match="step is 12; allowed: -12 to 11"):
+        result.most_changed(step=12)
+    with pytest.raises(ValueError, match="count is 0; allowed: 1 or more"):
+        result.most_changed(count=0)
 
 
 def test_only_language_models_have_next_tokens():

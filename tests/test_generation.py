@@ -142,11 +142,12 @@ def test_new_sequence_on_an_old_memory(lengths):
 
 
 @pytest.mark.parametrize("length", [1, 9])
-def test_prompt_that_the_state_has_already_seen_is_refused(length):
+@pytest.mark.parametrize("kind", [{}, {"prefill_chunk_size": 2}], ids=["at_once", "in_chunks"])
+def test_prompt_that_the_state_has_already_seen_is_refused(length, kind):
     model, prompt = tiny_model(), tokens(1, 9)
     past_key_values = model(prompt).past_key_values
     with pytest.raises(ValueError, match="as_new_sequence"):
-        generate(model, input_ids=prompt[:, :length], past_key_values=past_key_values)
+        generate(model, input_ids=prompt[:, :length], past_key_values=past_key_values, **kind)
 
 
 def token_that_stops_rows_apart(model, inputs):

@@ -137,6 +137,42 @@ def test_masks_for_all_rows_fan_out_with_them(mode, rows):
     assert not torch.equal(found, model.generate(prompt, **{**options, "slot_mask": None}))
 
 
+@pytest.mark.parametrize("given", ["all_ids", "new_ids"])
+@pytest.mark.parametrize("seen", [0, 4])
+@pytest.mark.parametrize("kind", [{}, {"prefill_chunk_size": 2}], ids=["at_once", "in_chunks"])
+def test_generate_erases_the_same_tokens_in_parts_as_at_once(given, seen, kind):
+    model, prompt = tiny_model(num_hidden_layers=2), tokens(1, 9)
+    mask = all_but(9, 5, 6)[None]
+    options = {"max_new_tokens": 3, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    expected = model.generate(prompt, write_mask=mask, **options)
+    past_key_values = model(prompt[:, :seen], use_cache=True).past_key_values if seen else None
+    first = 0 if given == "all_ids" else seen
+    found = model.generate(
+        prompt[:, first:],
+        attention_mask=torch.ones_like(prompt),
+        write_mask=mask[:, first:],
+        past_key_values=past_key_values,
+        **options,
+        **kind,
+    )
+    close(found.logits, expected.logits)
+    close(state(found.past_key_values), state(expected.past_key_values))
+    assert (found.logits[0] - model.generate(prompt, **options).logits[0]).abs().max() > 1e-3
+
+
+def test_generate_refuses_a_write_mask_that_is_longer_than_the_prompt():
+    model, prompt = tiny_model(), tokens(1, 9)
+    past_key_values = model(prompt[:, :4], use_cache=True).past_key_values
+    with pytest.raises(ValueError, match=r"write_mask has shape \(1, 9\); expected at most 5 columns"):
+        model.generate(
+            prompt[:, 4:],
+            attention_mask=torch.ones_like(prompt),
+            past_key_values=past_key_values,
+            write_mask=all_but(9, 1)[None],
+            max_new_tokens=2,
+        )
+
+
 def test_generate_from_features_refuses_a_write_mask():
     model = tiny_model()
     features = model.get_input_embeddings()(tokens(2, 6))

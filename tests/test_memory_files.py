@@ -8,7 +8,7 @@ from helpers import ARCHITECTURES, close, same, state, tiny_config, tiny_model, 
 from safetensors.torch import load_file, save_file
 from transformers import DynamicCache
 
-from hf_engram import EnnModel, load_memory, save_memory
+from hf_engram import EnnForCausalLM, EnnModel, load_memory, save_memory
 from hf_engram.cache_enn import state_on
 
 
@@ -124,6 +124,14 @@ def test_memory_of_another_architecture_is_refused(memory_file, other):
     written = getattr(tiny_config(num_hidden_layers=2), field)
     with pytest.raises(ValueError, match=f"{field} is {written!r} in the file, {value!r} here"):
         load(memory_file, **other)
+
+
+def test_a_token_memory_is_not_dropped(tmp_path):
+    writer = tiny_model(EnnForCausalLM, token_memory_size=6)
+    memory = writer(tokens(1, 5), use_cache=True).past_key_values
+    save_memory(memory, tmp_path / "memory", writer.config)
+    with pytest.raises(ValueError, match="token_memory_size is 6 in the file, None here"):
+        load_memory(tmp_path / "memory", tiny_config())
 
 
 def truncated(path):

@@ -299,3 +299,9 @@ def test_card_of_a_shipped_checkpoint_is_what_its_files_say(folder, tmp_path):
     card = (folder / "README.md").read_text()
     assert (copy / "README.md").read_text() == card
     assert unfounded(card, numbers_of_the_run(folder)) == []
+
+
+def test_options_that_are_zero_say_something(tmp_path):
+    arguments = TrainingRun.on_this_machine(TrainingArguments(str(tmp_path), seed=0, max_grad_norm=0.0)).arguments
+    assert (arguments["seed"], arguments["max_grad_norm"]) == (0, 0.0)
+    assert "max_steps" not in arguments

@@ -139,3 +139,22 @@ def test_torchs_own_threads_are_used_where_openmp_is_loaded():
 def test_settings_of_the_operator_are_those_of_the_cell():
     settings = memory_enn.memory_settings(0.1, 0.2, 0.3, 0.4)
     assert settings == CellSettings(0.1, 0.2, 0.3, 0.4, "sequence", 0.0)
+
+
+@pytest.mark.parametrize("architecture", ["bare", "gated", "mixer", "token_memory"])
+def test_decoding_is_compiled_once(architecture):
+    graphs = []
+
+    def counting(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    model, input_ids = tiny_model(**TINY_ARCHITECTURES[architecture]), tokens(1, 12)
+    expected = model(input_ids).logits
+    step, past_key_values = torch.compile(model, fullgraph=True, backend=counting), None
+    with torch.no_grad():
+        for t in range(12):
+            outputs = step(input_ids[:, t : t + 1], past_key_values=past_key_values, use_cache=True)
+            past_key_values = outputs.past_key_values
+            torch.testing.assert_close(outputs.logits[:, 0], expected[:, t])
+    assert len(graphs) <= 3, "an empty state, a first one, all others"

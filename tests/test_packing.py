@@ -3,7 +3,7 @@
 import pytest
 import torch
 from helpers import architectures, close, gradients, same, state, tiny_model, tokens
-from transformers import DataCollatorWithFlattening
+from transformers import DataCollatorWithFlattening, DynamicCache
 
 from hf_engram import EnnModel
 
@@ -112,3 +112,40 @@ def test_flattening_collator_trains_documents_apart():
 def test_position_ids_of_a_wrong_shape_are_refused(shape):
     with pytest.raises(ValueError, match="position_ids has shape"):
         tiny_model()(tokens(2, 5), position_ids=torch.zeros(shape, dtype=torch.long))
+
+
+@pytest.mark.parametrize("told", [{"return_seq_idx": True}, {"return_flash_attn_kwargs": True}], ids=str)
+def test_documents_that_are_told_in_other_ways_alone_are_refused(told):
+    model, documents = tiny_model(), [{"input_ids": list(range(1, length))} for length in (5, 8)]
+    batch = DataCollatorWithFlattening(return_tensors="pt", **told)(documents)
+    same(model(**batch).logits, model(batch["input_ids"], position_ids=batch["position_ids"]).logits)
+    del batch["position_ids"]
+    with pytest.raises(ValueError, match=r"\w+ is given without position_ids"):
+        model(**batch)
+
+
+@pytest.mark.parametrize("given", [DynamicCache(), (), 3], ids=["without_layers", "tuple", "number"])
+def test_a_token_memory_refuses_what_is_no_state_of_its_model(given):
+    model = tiny_model(token_memory_size=6)
+    with pytest.raises(ValueError, match=r"past_key_values .* is not the state of this model"):
+        model(tokens(1, 4), position_ids=torch.arange(4)[None], past_key_values=given)
+
+
+def test_packed_documents_begin_on_an_empty_cache():
+    model = tiny_model(
+        layer_types=["full_attention", "engram"], num_hidden_layers=2, num_attention_heads=2, token_memory_size=6
+    )
+    input_ids, position_ids = tokens(1, 8), positions((3, 5))
+    found = model(input_ids, position_ids=position_ids, past_key_values=DynamicCache(config=model.config))
+    close(found.logits, model(input_ids, position_ids=position_ids, use_cache=False).logits)
+
+
+def test_a_later_document_leaves_the_first_its_random_start():
+    model, input_ids = tiny_model(initial_state_std=0.5).train(), tokens(1, 6)
+    starts = [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 0, 1]]
+    logits = []
+    for start in starts:
+        torch.manual_seed(1)
+        logits.append(model(input_ids, position_ids=torch.tensor([start])).logits)
+    close(logits[1][:, :4], logits[0][:, :4])
+    assert (logits[0] - model.eval()(input_ids).logits).abs().max() > 1e-3

@@ -40,6 +40,23 @@ def test_what_stands_at_padding_does_not_matter(batch):
     same(state(others.past_key_values), state(outputs.past_key_values))
 
 
+@pytest.mark.parametrize("layout", ["left", "right", "interior"])
+@pytest.mark.parametrize("architecture", ["stacked", "clipped", "gated", "mixer", "hybrid"])
+@pytest.mark.parametrize("scan", ["auto", "chunkwise", "definition"])
+def test_features_at_padding_may_be_anything(layout, architecture, scan, monkeypatch):
+    monkeypatch.setenv("HF_ENGRAM_SCAN", scan)
+    model = tiny_model(EnnModel, **ARCHITECTURES[architecture])
+    attention_mask = torch.tensor(LAYOUTS[layout])
+    features = torch.randn(3, 9, 16, dtype=torch.float64)
+    padding = ~attention_mask.bool()[..., None]
+    outputs, others = (
+        model(inputs_embeds=features.masked_fill(padding, value), attention_mask=attention_mask)
+        for value in (0.0, float("nan"))
+    )
+    same(others.last_hidden_state[attention_mask > 0], outputs.last_hidden_state[attention_mask > 0])
+    same(state(others.past_key_values), state(outputs.past_key_values))
+
+
 def test_gradients_do_not_see_padding():
     attention_mask = torch.tensor(LAYOUTS["everywhere"])[1:2]
     input_ids, valid = tokens(1, 9), attention_mask[0].bool()

@@ -2,6 +2,9 @@
 
 import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,7 +55,8 @@ def test_refusal_tells_how_to_convert(tmp_path, monkeypatch, model_class):
     with pytest.raises(OSError, match="convert it once") as refused:
         model_class.from_pretrained("folder")
     advice = re.findall(r"^    (.*)$", str(refused.value), re.MULTILINE)
-    exec("\n".join(advice), {})
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    subprocess.run([sys.executable, "-c", "\n".join(advice)], env=environment, check=True)
     inputs = tiny_inputs(model)
     same(first(AUTO_CLASSES[model_class].from_pretrained("folder")(**inputs)), first(model(**inputs)))
 

@@ -1,6 +1,10 @@
 """The fast scan equals the definition: values, states and gradients."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -169,8 +173,22 @@ def test_zero_encodings_are_exact(scan):
 
 
 def test_runs_in_pytorch_alone_where_numba_is_missing(monkeypatch):
-    monkeypatch.setattr(dispatch_enn, "HAS_NUMBA", False)
+    monkeypatch.setattr(dispatch_enn, "has_numba", lambda: False)
     assert_equals_definition(make_case(CHUNK_SIZE + 20))
+
+
+def test_a_numba_that_cannot_be_imported_is_told_and_not_used(tmp_path):
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text("raise ImportError('Numba needs NumPy 2.2 or less.')")
+    code = (
+        "import torch; from hf_engram import EnnConfig, EnnModel;"
+        "model = EnnModel(EnnConfig(hidden_size=8, vocab_size=9));"
+        "print(model(torch.arange(9)[None]).last_hidden_state.isfinite().all().item())"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(Path.cwd())])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert done.stdout == "True\n", done.stderr
+    assert done.stderr.count("numba is installed but not used: Numba needs NumPy 2.2 or less.") == 1
 
 
 def test_several_threads_may_scan_at_once():

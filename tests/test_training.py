@@ -180,9 +180,11 @@ def test_a_language_model_learns_a_sequence_by_heart():
 
 
 @pytest.mark.parametrize("model_class", HEADS)
-@pytest.mark.parametrize("architecture", ["bare", "residual", "clipped", "without_layer_norm"])
+@pytest.mark.parametrize("architecture", ["bare", "residual", "clipped", "without_layer_norm", "gated"])
 @pytest.mark.parametrize("steps", [2, 70])
-def test_bfloat16_autocast_trains_and_keeps_the_trace_in_float32(model_class, architecture, steps):
+@pytest.mark.parametrize("scan", ["auto", "chunkwise"])
+def test_bfloat16_autocast_trains_and_keeps_the_trace_in_float32(model_class, architecture, steps, scan, monkeypatch):
+    monkeypatch.setenv("HF_ENGRAM_SCAN", scan)
     model = tiny_model(model_class, dtype=torch.float32, **ARCHITECTURES[architecture]).train()
     inputs = task(model, steps=steps)
     with torch.autocast("cpu", dtype=torch.bfloat16):
