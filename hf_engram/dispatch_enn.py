@@ -37,9 +37,14 @@ def use_compiled(tensor: Tensor) -> bool:
     return fits and selected_scan() == "auto" and has_numba()
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def has_numba() -> bool:
     """Whether numba can be imported; asked when the first loop runs, since the import takes a while."""
+    return _import_numba()
+
+
+@functools.cache
+def _import_numba() -> bool:
     if importlib.util.find_spec("numba") is None:
         return False
     try:

@@ -143,6 +143,7 @@ def test_settings_of_the_operator_are_those_of_the_cell():
 
 @pytest.mark.parametrize("architecture", ["bare", "gated", "mixer", "token_memory"])
 def test_decoding_is_compiled_once(architecture):
+    torch.compiler.reset()
     graphs = []
 
     def counting(graph, inputs):
