@@ -113,7 +113,8 @@ def search_run(comparison: Comparison, model: str, rate: float) -> float:
     """The metric on the validation data in the run of a model that tries a learning rate."""
     print(f"\n{model}, learning rate {rate:g}", flush=True)
     folder, metric = comparison.search_folder(model, rate), comparison.validation_metric
-    options = {**comparison.search_options, "learning_rate": rate}
+    own = {name: comparison.typed.get(name, value) for name, value in comparison.search_options.items()}
+    options = {**own, "learning_rate": rate}
     argv = comparison.command_line(model, comparison.search_seed, folder, **options)
     require_validation_data(recipe_module(comparison.recipe).parse(argv)[1])
     return run_one(comparison.recipe, folder, argv, metric)[metric]

@@ -129,6 +129,15 @@ def test_typed_options_replace_those_of_the_file_and_of_its_models(tmp_path):
     assert argv.count("--hidden_dropout") == 1
 
 
+def test_typed_options_replace_those_of_a_search(tmp_path):
+    search = {"learning_rates": [1e-2, 1e-4], "search_options": {"max_steps": 40}}
+    path = comparison_file(tmp_path, models={"gru": {"architecture": "gru"}}, **search)
+    compare(parse([path, *SHORT, "--seeds", "1", "--max_steps", "2"]))
+    states = list((tmp_path / "results").glob("gru/*/trainer_state.json"))
+    assert len(states) >= 3
+    assert {json.loads(state.read_text())["max_steps"] for state in states} == {2}
+
+
 def test_seeds_can_be_run_one_by_one_after_one_search(tmp_path, capsys):
     gru = {"gru": {"architecture": "gru"}}
     search = {"learning_rates": [1e-2, 1e-4], "search_options": {"max_steps": 4}}
