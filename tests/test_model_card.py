@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import ARCHITECTURES, tiny_model
 from huggingface_hub import ModelCard
-from PIL import Image
+from PIL import Image, ImageDraw
 from safetensors import safe_open
 from transformers import AutoTokenizer, TrainingArguments
 
@@ -24,8 +24,8 @@ from hf_engram import (
 from hf_engram.hub import DataSource, TrainingRun, save_for_hub, write_card
 
 BOOKS = Path("model_cards/enn-books")
-TEXT_CARDS = [BOOKS, Path("model_cards/enn-books-mixer")]
-text_cards = pytest.mark.parametrize("folder", TEXT_CARDS, ids=lambda folder: folder.name)
+SHIPPED = {"enn-books": "It was", "enn-books-mixer": "It was", "enn-mnist-rows": "1"}  # and what the cards' code prints
+shipped = pytest.mark.parametrize("folder", [Path("model_cards", name) for name in SHIPPED], ids=SHIPPED)
 RESULTS = {
     "train_tokens_seen": 7_654_321,
     "train_runtime": 1234.5678,
@@ -282,16 +282,21 @@ def example(card):
     return re.search(r"^```python\n(.*?)^```", card.read_text(), re.MULTILINE | re.DOTALL)[1]
 
 
-@text_cards
-def test_folder_without_code_is_opened_with_the_package(folder, capsys):
+@shipped
+def test_folder_without_code_is_opened_with_the_package(folder, capsys, tmp_path, monkeypatch):
     code = example(folder / "README.md")
     assert code.startswith("import hf_engram")
     assert "trust_remote_code" not in code
+    (tmp_path / "model_cards").symlink_to(Path("model_cards").resolve())
+    one = Image.new("L", (28, 28))
+    ImageDraw.Draw(one).line((14, 5, 14, 23), fill=255, width=3)
+    one.save(tmp_path / "image.png")
+    monkeypatch.chdir(tmp_path)
     exec(code, {})
-    assert "It was" in capsys.readouterr().out
+    assert SHIPPED[folder.name] in capsys.readouterr().out
 
 
-@text_cards
+@shipped
 def test_card_of_a_shipped_checkpoint_is_what_its_files_say(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / folder.name)
     (copy / "README.md").unlink()

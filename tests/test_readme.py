@@ -133,6 +133,7 @@ COMMANDS = {
     'pip install ".[cpu,traces]"': extras_exist,
     'pip install ".[keras]"': extras_exist,
     "python -m hf_engram.keras_import mnist.keras mnist/": imports,
+    "python -m hf_engram.keras_import --help": runs,
     "python -m train.language_model --help": runs,
     "python -m train.language_model train/configs/debug.yaml": trains_into,
     "python -m train.language_model train/configs/books.yaml": trains_briefly,
@@ -153,6 +154,7 @@ COMMANDS = {
     "python -m train.compare train/configs/compare/mnist_permuted.yaml": compares_briefly,
     "python -m train.compare train/configs/compare/mnist_permuted_places.yaml": compares_briefly,
     "python -m train.compare train/configs/compare/cifar10_rows.yaml": compares_briefly,
+    "python -m train.compare train/configs/compare/cifar10_rows.yaml --models gated gru lstm": compares_briefly,
     "python -m train.compare train/configs/compare/wikitext2.yaml": compares_briefly,
     "python -m train.compare train/configs/compare/wikitext103.yaml": compares_briefly,
     "python -m train.compare train/configs/compare/ablations.yaml": compares_briefly,
@@ -160,7 +162,10 @@ COMMANDS = {
     "python -m train.search image_classification train/configs/mnist_rows.yaml --trials 20": searches_the_debug_images,
     "python -m benchmarks.exactness": runs,
     "make bench": make_runs("-m benchmarks.speed"),
+    "make lint": make_runs("ruff check"),
+    "make help": runs,
     "python -m benchmarks.speed --sections training --works a b": measures_briefly,
+    "python -m benchmarks.speed --sections training --works b --forms": measures_briefly,
     "python -m benchmarks.recall --help": runs,
     "python -m benchmarks.recall --tasks mqar --models mixer transformer lstm": asks_briefly,
     "python -m serve.app --help": runs,
@@ -179,6 +184,8 @@ SHARING_COMMANDS = (
 
 def test_all_commands_are_tested():
     commands = [line for block in blocks("bash") for line in block.splitlines()]
+    sentences = " ".join(re.sub(r"^```.*?^```", "", README, flags=re.MULTILINE | re.DOTALL).split())
+    commands += re.findall(r"`((?:python -m|make) [^`]+)`", sentences)
     assert sorted(set(commands)) == sorted([*COMMANDS, *SHARING_COMMANDS])
 
 
