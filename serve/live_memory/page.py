@@ -40,6 +40,7 @@ def open_page(shelf: ModelShelf, limits: Limits | None = None, **launch_options:
         theme=THEME,
         css=CSS,
         run_history=False,
+        share=False,  # if not said, GRADIO_SHARE decides, and a tunnel lets in whom `--host` keeps out
         footer_links=["api", "gradio", "settings"],
         max_file_size=limits.upload_bytes,
         app_kwargs={"middleware": [Middleware(LocalOnly)]},

@@ -15,6 +15,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
+from gradio import networking
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from huggingface_hub import constants
@@ -170,6 +171,15 @@ def test_whoever_waits_knows_their_place_and_a_full_queue_says_so(serve, slow_mo
     messages = [str(job.exception(timeout=60)) for job in refused]
     assert any("queue" in message.lower() for message in messages)
     concurrent.futures.wait([job.future for job in jobs], timeout=60)
+
+
+def test_no_tunnel_is_opened_whatever_the_environment_asks_for(serve, loaded, monkeypatch):
+    tunnels = []
+    monkeypatch.setenv("GRADIO_SHARE", "True")
+    monkeypatch.setattr(networking, "setup_tunnel", lambda *args, **kwargs: tunnels.append(args) or "https://tunnel")
+    page = serve(loaded)
+    assert tunnels == []
+    assert page.share_url is None
 
 
 def fetch(url):
