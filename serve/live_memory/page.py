@@ -6,7 +6,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from .api import add_api
-from .gate import LocalOnly
+from .gate import LocalBlocks, LocalOnly
 from .image_tab import add_image_tab
 from .limits import Limits
 from .model_chooser import add_model_chooser
@@ -16,7 +16,7 @@ from .theme import CSS, THEME
 from .visitors import Visitors
 
 
-class Page(gr.Blocks):
+class Page(LocalBlocks):
     """The page, and who is on it.
 
     Attributes:

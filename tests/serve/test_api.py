@@ -15,7 +15,7 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from gradio import networking
+from gradio import networking, processing_utils
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from huggingface_hub import constants
@@ -213,6 +213,37 @@ def test_no_file_of_the_server_can_be_read_through_the_page(page, request, path)
     assert status in (400, 403, 404, 405, 422)
     assert b"root:" not in content
     assert b"hf-engram" not in content
+
+
+def ask(page, path, body):
+    """The events with which the page answers a request to run something."""
+    headers = {"Content-Type": "application/json"}
+    status, answer = fetch(urllib.request.Request(page.local_url + path, json.dumps(body).encode(), headers))
+    assert status == 200
+    followed = f"{path}/{json.loads(answer)['event_id']}" if "/call/" in path else "gradio_api/queue/data?session_hash=s"
+    return fetch(page.local_url + followed)[1].decode()
+
+
+@pytest.mark.parametrize("component", ["uploadbutton", "textbox", "api"])
+def test_a_file_on_another_machine_is_not_downloaded_for_a_visitor(page, monkeypatch, component):
+    asked = []
+
+    async def download(url, **kwargs):
+        asked.append(url)
+        raise OSError("There is no network here.")
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", download)
+    file = {"path": "https://example.org/memory.safetensors", "meta": {"_type": "gradio.FileData"}}
+    if component == "api":
+        answer = ask(page, "gradio_api/call/generate", {"data": [[{"deep": file}]]})
+    else:
+        config = page.config
+        (first, *_) = [part["id"] for part in config["components"] if part["type"] == component]
+        event = next(event for event in config["dependencies"] if first in event["inputs"] and event["backend_fn"])
+        body = {"data": [file] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "s"}
+        answer = ask(page, "gradio_api/queue/join", body)
+    assert asked == []
+    assert "This page fetches nothing from elsewhere." in answer
 
 
 def test_too_large_an_upload_is_refused(serve, loaded, tmp_path):
