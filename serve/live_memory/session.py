@@ -270,9 +270,9 @@ class Session:
         )
 
     def _read(self, stream: TokenStream, run: Run, limits: Limits) -> Iterator[dict[str, Any]]:
-        for steps in batched_in_time(stream, 1 / limits.packets_per_second):
+        for part, steps in enumerate(batched_in_time(stream, 1 / limits.packets_per_second), 1):
             run.record(steps)
-            yield tokens_packet(steps)
+            yield tokens_packet(steps, part)
 
     def _send(self, packets: Iterator[dict[str, Any]]) -> Iterator[str]:
         try:

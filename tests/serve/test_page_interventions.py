@@ -7,6 +7,9 @@ import pytest
 from replays import trace_values
 
 from hf_engram import load_memory
+from serve.live_memory.limits import Limits
+from serve.live_memory.packets import Feed, slots_packet
+from serve.live_memory.session import EMPTY, Session
 
 expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = pytest.mark.browser
@@ -180,3 +183,35 @@ def test_another_checkpoint_can_be_chosen(visitor, text_folder, model):
 
     tick = visitor.page.get_by_label("I trust the author")
     expect(tick).not_to_be_checked()
+
+
+@pytest.fixture
+def stream(loaded):
+    """The packets of a run, a token in each but the first."""
+    sampling = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 10, "seed": 0}
+    return list(Session().generate(loaded, PROMPT, sampling, EMPTY, Limits(packets_per_second=10**6)))
+
+
+def test_what_another_event_sends_does_not_disturb_a_text(visitor, loaded, stream):
+    """Packets of two events arrive in whichever order."""
+    feed = Feed()
+    feed.sent = len(stream)
+    visitor.feed([*stream[:4], feed.send(slots_packet([3])), *stream[4:]])
+    visitor.wait_for_status("length")
+    assert visitor.status() == "Done after 10 new tokens."
+    ids = loaded.processor(PROMPT, return_tensors="pt")["input_ids"]
+    written = loaded.model.generate(ids, do_sample=False, max_new_tokens=10)
+    assert visitor.text() == loaded.processor.decode(written[0])
+
+
+def test_after_a_gap_the_text_ends_with_a_sentence(visitor, stream):
+    visitor.feed(stream[:4])
+    visitor.wait_for_tokens(1)
+    text = visitor.ask("({ runs }) => runs[0].tokens.map(({ text }) => text).join('')")
+    visitor.feed(stream[5:])
+    visitor.wait_for_status("error")
+    assert visitor.status() == "Part of the stream was lost. The next run shows the memory again."
+    assert visitor.text() == text
+    expect(visitor.button("Erase what it wrote")).to_be_disabled()
+    visitor.generate(PROMPT)
+    expect(visitor.button("Erase what it wrote")).to_be_enabled()

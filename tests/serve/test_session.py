@@ -58,6 +58,8 @@ def test_packets_are_numbered_without_a_gap(session, loaded):
     packets = generate(session, loaded)
     assert [packet["number"] for packet in packets] == list(range(2, len(packets) + 2))
     assert packets[-1] == {"number": packets[-1]["number"], "kind": "status", "status": "length", "message": ""}
+    parts = [packet["part"] for packet in packets if packet["kind"] == "tokens"]
+    assert parts == list(range(1, len(parts) + 1))
 
 
 def test_a_packet_holds_no_markup_that_gradio_would_warn_of(session, loaded):
