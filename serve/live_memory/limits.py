@@ -15,6 +15,7 @@ class Limits:
         concurrent_runs: runs that the model works on at the same time; further ones wait in the queue.
         queued_runs: runs that may wait; whoever comes then is told to try again.
         visitors: how many have a memory on the server; the one who has been idle for longest gives theirs up.
+        choices: visitors without a memory on the server whose choice of a model is remembered, as their page shows it.
         forks: copies of the memory that a visitor may keep.
         upload_bytes: size of a memory file or an image.
         models: checkpoints kept in the server's memory.
@@ -27,6 +28,7 @@ class Limits:
     concurrent_runs: int = 4
     queued_runs: int = 28
     visitors: int = 100
+    choices: int = 10_000
     forks: int = 6
     upload_bytes: int = 64 * 2**20
     models: int = 3

@@ -135,9 +135,13 @@ class ModelShelf:
         """The model that reads texts or images for a visitor: what they chose, or the page's own.
 
         Raises:
-            ValueError: it cannot be loaded.
+            ValueError: it cannot be loaded, or there is none.
         """
-        return self.get(choices[reads]) if reads in choices else self.own[reads]
+        if reads in choices:
+            return self.get(choices[reads])
+        if reads not in self.own:
+            raise ValueError(f"There is no model for {reads}s here: choose one first.")
+        return self.own[reads]
 
     def get(self, choice: ModelChoice) -> LoadedModel:
         """The model of a choice that has been checked before.

@@ -62,6 +62,9 @@ class Run:
 class Session:
     """What belongs to one open page.
 
+    Args:
+        choices: as the attribute.
+
     Attributes:
         choices: the checkpoints that are watched, by what they read; none where it is the page's own.
         memory: the memory shown, `None` when it is empty.
@@ -74,8 +77,8 @@ class Session:
         switches, drawings: the latest of the events that may overtake each other.
     """
 
-    def __init__(self) -> None:
-        self.choices: dict[str, ModelChoice] = {}
+    def __init__(self, choices: dict[str, ModelChoice] | None = None) -> None:
+        self.choices = choices or {}
         self.memory: Cache | None = None
         self.forks: dict[str, Cache] = {}
         self.controls = Controls()
@@ -110,8 +113,9 @@ class Session:
         Returns:
             a packet with a sentence if the run never began.
         """
+        never_began = self.running and not self._started
         self.running = False
-        if self._started:
+        if not never_began:
             return None
         sentence = "Too many visitors are waiting for the model. Try again in a minute."
         return self.feed.send(status_packet("error", sentence))

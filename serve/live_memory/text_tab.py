@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -29,12 +29,22 @@ MEMORY_HELP = """
 """
 
 
-def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HTML:
-    """The tab, with its events.
+class TextTab(NamedTuple):
+    """What changes when another model is chosen.
 
-    Returns:
-        the view, for a packet when another model is chosen.
+    Attributes:
+        view: is sent a packet.
+        beginning: offers no forks any more.
+        slots: those switched off, none any more.
     """
+
+    view: gr.HTML
+    beginning: gr.Dropdown
+    slots: gr.Textbox
+
+
+def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> TextTab:
+    """The tab, with its events."""
     with gr.Tab("Text", id="text"), gr.Row(elem_classes="tab-grid"):
         with gr.Column(elem_classes="tab-controls"):
             prompt = gr.Textbox(value=EXAMPLES[0], label="Prompt", info="Shift+Enter generates", lines=3)
@@ -168,7 +178,7 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
     download.click(save, None, saved, **ANSWERED).success(
         None, js="() => document.querySelector('#saved').click()", api_visibility="private"
     )
-    return view
+    return TextTab(view, beginning, slots)
 
 
 def said(fn: Callable, *args: Any) -> Any:

@@ -8,6 +8,7 @@ from replays import trace_values
 
 from hf_engram import load_memory
 from serve.live_memory.limits import Limits
+from serve.live_memory.models import LoadedModel, ModelChoice
 from serve.live_memory.packets import Feed, slots_packet
 from serve.live_memory.session import EMPTY, Session
 
@@ -215,3 +216,44 @@ def test_after_a_gap_the_text_ends_with_a_sentence(visitor, stream):
     expect(visitor.button("Erase what it wrote")).to_be_disabled()
     visitor.generate(PROMPT)
     expect(visitor.button("Erase what it wrote")).to_be_enabled()
+
+
+def choose(visitor, folder):
+    visitor.page.get_by_role("button", name="Choose another model").click()
+    visitor.page.get_by_role("textbox", name="Model").fill(str(folder))
+    visitor.press("Load this model")
+    expect(visitor.page.locator("#model_line")).to_contain_text(str(folder))
+
+
+def test_another_model_leaves_no_fork_and_no_slot_behind_in_the_controls(visitor, text_folder):
+    visitor.generate(PROMPT)
+    visitor.press("Fork")
+    visitor.message(re.compile("Kept as “fork 1, after"))
+    visitor.begin_with(re.compile("fork 1"))
+    slots = visitor.page.get_by_label("Slots switched off")
+    slots.fill("3")
+    slots.press("Enter")
+    choose(visitor, text_folder)
+    expect(visitor.page.get_by_label("Begin with")).to_have_value("an empty memory")
+    expect(slots).to_have_value("")
+    visitor.generate(PROMPT)
+    assert visitor.trace()[:, 3].any()
+
+
+def test_whoever_had_to_give_up_their_memory_keeps_the_model_they_chose(
+    serve, visit, make_model, tokenizer, model, text_folder
+):
+    """Its sizes are what their page shows."""
+    small = LoadedModel(ModelChoice("tiny"), make_model(memory_size=8), tokenizer, "text")
+    page = serve(small, limits=Limits(visitors=1))
+    visitor, other = visit(page.local_url), visit(page.local_url)
+    choose(visitor, text_folder)
+    visitor.generate(PROMPT)
+    (session,) = page.visitors.sessions()
+    other.generate(PROMPT)
+    assert session not in page.visitors.sessions()
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    memory = model.generate(ids, do_sample=False, max_new_tokens=31, return_dict_in_generate=True).past_key_values
+    visitor.generate(PROMPT, max_new_tokens=30)
+    expected = trace_values(memory)
+    np.testing.assert_allclose(visitor.trace(), expected, atol=1e-5 * np.abs(expected).max())

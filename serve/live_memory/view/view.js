@@ -22,7 +22,7 @@ const view = {
   slotsOff: [],
   changes: [],
   from: 0, // first token of the panels over time
-  number: 0, // of the last packet
+  packets: 0, // received
   drawings: 0,
   textDrawn: 0, // when
   drawRequested: false,
@@ -46,7 +46,7 @@ function receive(packet) {
   else if (packet.kind === "status" && !(run.isBroken && ENDED.includes(packet.status))) {
     Object.assign(run, { status: packet.status, message: packet.message });
   }
-  view.number = packet.number;
+  view.packets += 1;
   // On a narrow screen the text is below the controls.
   if (packet.status === "waiting" || packet.status === "error") find(".status").scrollIntoView({ block: "nearest" });
   requestDraw();
@@ -207,7 +207,7 @@ function drawText(run, index) {
   showCandidates(token);
   showComparison();
   const { status, tokens } = view.runs.at(-1);
-  Object.assign(element.dataset, { status, tokens: tokens.length, current: index, packets: view.number });
+  Object.assign(element.dataset, { status, tokens: tokens.length, current: index, packets: view.packets });
 }
 
 function showOrigins(origins) {
