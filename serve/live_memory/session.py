@@ -111,14 +111,15 @@ class Session:
         """Allow the next run.
 
         Returns:
-            a packet with a sentence if the run never began.
+            a packet with a sentence if the run never began, or of the empty memory if it was to be cleared before a
+            token that never came.
         """
         never_began = self.running and not self._started
         self.running = False
-        if not never_began:
-            return None
-        sentence = "Too many visitors are waiting for the model. Try again in a minute."
-        return self.feed.send(status_packet("error", sentence))
+        if never_began:
+            sentence = "Too many visitors are waiting for the model. Try again in a minute."
+            return self.feed.send(status_packet("error", sentence))
+        return self.clear() if self.controls.clear else None
 
     def refuse(self, sentence: str) -> str:
         """The packet that says why there is no run."""
@@ -188,10 +189,8 @@ class Session:
         Returns:
             the packet that tells the browser so, `None` during a run.
         """
-        if self.running:
-            self.controls.clear = True
-            return None
-        return self.show(None)
+        self.controls.clear = self.running
+        return None if self.running else self.show(None)
 
     def show(self, memory: Cache | None) -> str:
         """Make `memory` the one that is shown; the packet for it."""
@@ -298,7 +297,7 @@ class Session:
     def _memory_at_rest(self) -> Cache:
         if self.running:
             raise ValueError("The model is still writing: press Stop first.")
-        if self.memory is None:
+        if self.memory is None or not tokens_seen(self.memory):
             raise ValueError("The memory is empty: generate a text first.")
         return self.memory
 
