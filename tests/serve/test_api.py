@@ -11,6 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from huggingface_hub import constants
 
-from hf_engram.traces import record
+from hf_engram.traces import Attribution, record
 from serve.live_memory.limits import Limits
 from serve.live_memory.models import LoadedModel, ModelChoice
 
@@ -39,7 +40,7 @@ def silent_client():
 
 @pytest.fixture(scope="module")
 def page(serve, loaded):
-    return serve(loaded, limits=Limits(new_tokens=100, prompt_tokens=50))
+    return serve(loaded, limits=Limits(new_tokens=100, prompt_tokens=50, api_tokens=112))
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +80,23 @@ def test_the_example_in_the_documentation_runs(page, request):
 def test_the_sources_of_every_token_in_the_answer_add_up(client):
     for token in client.predict(PROMPT, api_name="/generate", **GREEDY)["tokens"]:
         for layer in token["sources"]:
-            written = sum(share for _, share in layer["tokens"])
+            written = sum(contribution for _, contribution in layer["tokens"])
             total = layer["bank"] + layer["carried"] + layer["clip"] + layer["others"] + written
             assert total == pytest.approx(1, abs=1e-3)
+
+
+def test_the_attribution_of_one_memory_at_a_time_is_held(client, monkeypatch):
+    """Each holds matrices of all pairs of tokens."""
+    contribution, alive, counts = Attribution.contribution.func, weakref.WeakSet(), []
+
+    def counting(attribution):
+        alive.add(attribution)
+        counts.append(len(alive))
+        return contribution(attribution)
+
+    monkeypatch.setattr(Attribution, "contribution", property(counting))
+    answer = client.predict(PROMPT, api_name="/generate", **GREEDY)
+    assert counts == [1] * len(answer["memories"]) == [1, 1]
 
 
 def test_a_model_with_a_token_memory_says_who_makes_its_predictions(serve, make_model, tokenizer):
@@ -119,6 +134,7 @@ def test_the_same_seed_gives_the_same_answer_and_interventions_count(client):
         ({"temperature": -1}, "`temperature` is -1"),
         ({"prompt": ""}, "The prompt is empty"),
         ({"prompt": "a " * 60}, "at most 50 are allowed"),
+        ({"prompt": "a " * 15, "max_new_tokens": 100}, r"and `max_new_tokens` is 100; at most 112 together"),
         ({"slots_off": "99"}, "'99' is out of range"),
     ],
 )
