@@ -236,7 +236,9 @@ def ask(page, path, body):
     headers = {"Content-Type": "application/json"}
     status, answer = fetch(urllib.request.Request(page.local_url + path, json.dumps(body).encode(), headers))
     assert status == 200
-    followed = f"{path}/{json.loads(answer)['event_id']}" if "/call/" in path else "gradio_api/queue/data?session_hash=s"
+    followed = (
+        f"{path}/{json.loads(answer)['event_id']}" if "/call/" in path else "gradio_api/queue/data?session_hash=s"
+    )
     return fetch(page.local_url + followed)[1].decode()
 
 

@@ -8,7 +8,7 @@ from replays import trace_values
 
 from hf_engram import load_memory
 from serve.live_memory.limits import Limits
-from serve.live_memory.models import LoadedModel, ModelChoice
+from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf
 from serve.live_memory.packets import Feed, slots_packet
 from serve.live_memory.session import EMPTY, Session
 
@@ -257,3 +257,19 @@ def test_whoever_had_to_give_up_their_memory_keeps_the_model_they_chose(
     visitor.generate(PROMPT, max_new_tokens=30)
     expected = trace_values(memory)
     np.testing.assert_allclose(visitor.trace(), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_model_that_is_no_longer_there_is_told_with_a_sentence(visitor, text_folder, monkeypatch):
+    choose(visitor, text_folder)
+    visitor.generate(PROMPT)
+
+    def fail(shelf, choice):
+        raise ValueError(f"{choice.name!r} was not loaded: it is gone.")
+
+    monkeypatch.setattr(ModelShelf, "get", fail)
+    sentence = f"{str(text_folder)!r} was not loaded: it is gone."
+    visitor.press("Download")
+    visitor.message(sentence)
+    visitor.press("Erase what it wrote")
+    visitor.wait_for_status("error")
+    assert visitor.status() == sentence
