@@ -14,7 +14,7 @@ from .limits import Limits
 from .memories import traces, watched_memories
 from .models import LoadedModel
 from .sampling import Sampling
-from .streaming import TokenStep, TokenStream, prompt_ids
+from .streaming import TokenStream, prompt_ids
 
 LEAST = 0.001  # tokens with less are summed up
 DIGITS = 5
@@ -98,15 +98,16 @@ def generate_with_trace(
     (recording,) = recorder.recordings()
     memories = [memory for layer in recording.layers for memory in layer.heads or (layer,)]
     recall = np.stack([memory.recall.numpy() for memory in memories], 1)  # [T, M, N]
+    sources_of_tokens = zip(*(sources(memory) for memory in memories), strict=True)
     tokens = [
         {
             "text": step.text,
             "is_prompt": step.is_prompt,
             "probability": None if step.probability is None else rounded(step.probability),
-            "recall": rounded(of_memories),
-            "sources": list(sources_of_step),
+            "recall": rounded(weights),
+            "sources": list(parts),
         }
-        for step, of_memories, sources_of_step in zip(steps, recall, zip(*map(sources, memories)), strict=True)
+        for step, weights, parts in zip(steps, recall, sources_of_tokens, strict=True)
     ]
     if recording.token_memory is not None:
         for token, prediction in zip(tokens, predictions(recording.token_memory), strict=True):

@@ -22,7 +22,7 @@ from .streaming import TokenStep
 
 
 class Feed:
-    """Packets as they are sent to one view, numbered from 1: Gradio passes a value on only if it differs from the last."""
+    """Packets as they are sent to one view, numbered from 1: Gradio passes on only a value that is not the last one."""
 
     def __init__(self) -> None:
         self.sent = 0
