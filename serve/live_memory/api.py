@@ -1,21 +1,22 @@
 """The page's API: the same generation, with the trace as JSON, for `gradio_client` and plain HTTP."""
 
+import dataclasses
 from typing import Any
 
 import gradio as gr
 import numpy as np
 from torch import Tensor
 
-from hf_engram.traces import Parts, PredictionShares, Recorder
+from hf_engram.traces import CellRecording, HeadRecording, Recorder, TokenMemoryRecording
 
 from .controls import Controls, parse_slots
 from .limits import Limits
 from .memories import traces, watched_memories
 from .models import LoadedModel
 from .sampling import Sampling
-from .streaming import TokenStep, TokenStream, prompt_ids
+from .streaming import TokenStream, prompt_ids
 
-LEAST_SHARE = 0.001  # writers of less are summed up
+LEAST = 0.001  # tokens with less are summed up
 DIGITS = 5
 
 
@@ -32,6 +33,9 @@ def add_api(loaded: LoadedModel, limits: Limits) -> None:
         slots_off: str = "",
     ) -> dict:
         """Continue a text, and return it with the memory that it was written from.
+
+        Prompt and continuation together are limited to 1024 tokens, unless this server says otherwise, as the answer
+        grows with the square of their number.
 
         Args:
             prompt: text to continue.
@@ -70,68 +74,79 @@ def generate_with_trace(
 
         - `text`, `is_prompt`, and `probability`, `None` in the prompt;
         - `recall`, the weights over slots as lists `[memories][slots]`;
-        - `prediction`, where the model has a token memory, who makes the prediction of the next token, in parts that
+        - `sources`, per memory, what it recalled in parts whose contributions sum to 1 (a negative one speaks against
+          what was recalled): `bank`; `carried`, from a memory that was there before; `clip`; `tokens`, a list of
+          `[index of the writer, contribution]`; and `others`, the sum of all writers below 0.001;
+        - `prediction`, where the model has a token memory, who makes the prediction of the next token, in shares that
           sum to 1: `network`; `carried`, from a memory that was there before; `tokens`, a list of `[index, share]`,
-          each for that token to come again; and `others`, the sum of all with a share below 0.001;
-        - `sources`, per memory, what it recalled in parts whose shares sum to 1: `bank`; `carried`, from a memory that
-          was there before; `clip`; `tokens`, a list of `[index of the writer, share]`; and `others`, the sum of all
-          writers with a share below 0.001.
+          each for that token to come again; and `others`, the sum of all with a share below 0.001.
+
+    Raises:
+        ValueError: something is not allowed; the message says what, and what is.
     """
     sampling.check_length(limits.new_tokens)
     ids = prompt_ids(loaded.processor, prompt, limits.prompt_tokens)
+    if len(ids) + sampling.max_new_tokens > limits.api_tokens:
+        raise ValueError(
+            f"The prompt has {len(ids)} tokens and `max_new_tokens` is {sampling.max_new_tokens}; at most "
+            f"{limits.api_tokens} together are allowed here."
+        )
     recorder = Recorder(loaded.model, loaded.processor)
     stream = TokenStream(loaded.model, loaded.processor, ids, sampling, source=controls)
     with recorder:
         steps = [step for steps in stream for step in steps]
     (recording,) = recorder.recordings()
     memories = [memory for layer in recording.layers for memory in layer.heads or (layer,)]
-    parts = [memory.attribution.contribution for memory in memories]
     recall = np.stack([memory.recall.numpy() for memory in memories], 1)  # [T, M, N]
-    shares = None if recording.token_memory is None else recording.token_memory.shares
+    sources_of_tokens = zip(*(sources(memory) for memory in memories), strict=True)
+    tokens = [
+        {
+            "text": step.text,
+            "is_prompt": step.is_prompt,
+            "probability": None if step.probability is None else rounded(step.probability),
+            "recall": rounded(weights),
+            "sources": list(parts),
+        }
+        for step, weights, parts in zip(steps, recall, sources_of_tokens, strict=True)
+    ]
+    if recording.token_memory is not None:
+        for token, prediction in zip(tokens, predictions(recording.token_memory), strict=True):
+            token["prediction"] = prediction
     return {
         "model": loaded.choice.name,
         "text": "".join(step.text for step in steps),
         "finish_reason": stream.finish_reason,
         "memories": [{"layer": memory.layer, "head": memory.head} for memory in watched_memories(loaded.model)],
-        "tokens": [token_entry(step, recall, parts, shares, index) for index, step in enumerate(steps)],
+        "tokens": tokens,
         "trace": [rounded(trace) for trace, _ in traces(stream.memory)],
     }
 
 
-def token_entry(
-    step: TokenStep, recall: np.ndarray, parts: list[Parts], shares: PredictionShares | None, index: int
-) -> dict[str, Any]:
-    """One token of the answer."""
-    entry = {
-        "text": step.text,
-        "is_prompt": step.is_prompt,
-        "probability": None if step.probability is None else round(step.probability, DIGITS),
-        "recall": rounded(recall[index]),
-        "sources": [sources(of_memory, index) for of_memory in parts],
-    }
-    if shares is not None:
-        network, carried = rounded(shares.network[index]), rounded(shares.carried[index])
-        entry["prediction"] = {"network": network, "carried": carried, **by_token(shares.tokens[index])}
-    return entry
+def sources(memory: CellRecording | HeadRecording) -> list[dict[str, Any]]:
+    """Where the recall of every token from one memory came from."""
+    # Asked of a copy that is dropped, since a recording keeps its attribution, several matrices [T, T].
+    contribution = dataclasses.replace(memory).attribution.contribution
+    return [
+        {"bank": rounded(bank), "carried": rounded(carried), "clip": rounded(clip), **by_token(tokens)}
+        for bank, carried, tokens, clip in zip(*contribution, strict=True)
+    ]
 
 
-def sources(contribution: Parts, index: int) -> dict[str, Any]:
-    """Where the recall of token `index` from one memory came from."""
+def predictions(memory: TokenMemoryRecording) -> list[dict[str, Any]]:
+    """Who makes the prediction after every token."""
+    return [
+        {"network": rounded(network), "carried": rounded(carried), **by_token(tokens)}
+        for network, tokens, carried in zip(*memory.shares, strict=True)
+    ]
+
+
+def by_token(parts: Tensor) -> dict[str, Any]:
+    """The parts of all tokens `[T]`, those that are large by index, the others as their sum."""
+    values = np.asarray(parts)
+    named = np.flatnonzero(np.abs(values) >= LEAST)
     return {
-        "bank": rounded(contribution.bank[index]),
-        "carried": rounded(contribution.carried[index]),
-        "clip": rounded(contribution.clip[index]),
-        **by_token(contribution.tokens[index]),
-    }
-
-
-def by_token(tokens: Tensor) -> dict[str, Any]:
-    """The shares of all tokens `[T]`, those that are large by index, the others as their sum."""
-    shares = np.asarray(tokens)
-    named = np.flatnonzero(np.abs(shares) >= LEAST_SHARE)
-    return {
-        "tokens": [[int(writer), rounded(shares[writer])] for writer in named],
-        "others": rounded(shares.sum() - shares[named].sum()),
+        "tokens": [[int(index), rounded(values[index])] for index in named],
+        "others": rounded(values.sum() - values[named].sum()),
     }
 
 

@@ -46,12 +46,15 @@ def add_image_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> tupl
         session = visitors.session(request)
         if int(event.count) <= session.drawings:
             return gr.skip()  # an older one that was overtaken
-        session.drawings = int(event.count)
+        count, choice = int(event.count), session.choices.get("image")
+        session.drawings = count
         watched = said(shelf.watched, session.choices, "image")
         image = said(decode_drawing, event.pixels, event.side)
         if centred and watched.model.config.num_channels == 1:
             image = like_mnist(image)
         pixels, steps = read_image(watched, image)
+        if (session.drawings, session.choices.get("image")) != (count, choice):
+            return gr.skip()  # by now another drawing is read, or another model is watched
         return session.image_feed.send(image_packet(watched, pixels, steps))
 
     def refuse(event: gr.EventData) -> None:

@@ -5,7 +5,8 @@ from typing import Any
 import gradio as gr
 
 from .models import LoadedModel, ModelShelf
-from .text_tab import ANSWERED, said
+from .session import EMPTY
+from .text_tab import ANSWERED, TextTab, said
 from .visitors import Visitors
 
 REMOTE_CODE = "I trust the author: run the Python code that comes with this model"
@@ -14,14 +15,16 @@ REMOTE_CODE = "I trust the author: run the Python code that comes with this mode
 def add_model_chooser(
     visitors: Visitors,
     shelf: ModelShelf,
-    views: dict[str, gr.HTML],
+    text_tab: TextTab,
+    image_view: gr.HTML,
     tabs: gr.Tabs,
     image_tab: gr.Tab,
 ) -> None:
     """The line and the choice, with their events.
 
     Args:
-        views: of each kind of model, by what it reads.
+        text_tab: parts of the tab for texts.
+        image_view: the view in the tab for images.
         tabs: with a tab for each kind, whose id is what it reads.
     """
     line = gr.Markdown(model_line(shelf.own["text"]), elem_id="model_line")
@@ -40,20 +43,17 @@ def add_model_chooser(
         session = visitors.session(request)
         loaded = said(shelf.get, said(shelf.check, name, revision, trust))
         packet = said(session.choose, loaded)
-        updates = {reads: packet if reads == loaded.reads else gr.skip() for reads in views}
-        is_image = loaded.reads == "image"
-        return [
-            model_line(loaded),
-            *updates.values(),
-            gr.Tabs(selected=loaded.reads),
-            gr.Tab(visible=True) if is_image else gr.skip(),
-        ]
+        line_and_tabs = [model_line(loaded), gr.Tabs(selected=loaded.reads)]
+        if loaded.reads == "image":
+            return [*line_and_tabs, gr.Tab(visible=True), packet, gr.skip(), gr.skip(), gr.skip()]
+        beginning = gr.Dropdown(session.beginnings(), value=EMPTY)
+        return [*line_and_tabs, gr.skip(), gr.skip(), packet, beginning, ""]
 
     gr.on(
         [load.click, name.submit, revision.submit],
         choose,
         [name, revision, trust],
-        [line, *views.values(), tabs, image_tab],
+        [line, tabs, image_tab, image_view, *text_tab],
         api_visibility="private",
         concurrency_limit=1,
         show_progress_on=line,

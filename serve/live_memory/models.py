@@ -1,6 +1,7 @@
 """Checkpoints: which ones a visitor may choose, and the ones that are loaded."""
 
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -129,15 +130,21 @@ class ModelShelf:
         self.folders = [folder.resolve() for folder in folders]
         self.allow_remote_code = allow_remote_code
         self._loaded: OrderedDict[ModelChoice, LoadedModel] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # never held while a model is loaded, which may take minutes
+        # Of the choices that are being looked up, so that two visitors who choose the same model load it once.
+        self._choice_locks: weakref.WeakValueDictionary[ModelChoice, threading.Lock] = weakref.WeakValueDictionary()
 
     def watched(self, choices: dict[str, ModelChoice], reads: str) -> LoadedModel:
         """The model that reads texts or images for a visitor: what they chose, or the page's own.
 
         Raises:
-            ValueError: it cannot be loaded.
+            ValueError: it cannot be loaded, or there is none.
         """
-        return self.get(choices[reads]) if reads in choices else self.own[reads]
+        if reads in choices:
+            return self.get(choices[reads])
+        if reads not in self.own:
+            raise ValueError(f"There is no model for {reads}s here: choose one first.")
+        return self.own[reads]
 
     def get(self, choice: ModelChoice) -> LoadedModel:
         """The model of a choice that has been checked before.
@@ -148,13 +155,18 @@ class ModelShelf:
         for loaded in self.own.values():
             if loaded.choice == choice:
                 return loaded
-        with self._lock:  # two visitors who choose the same model load it once
-            if choice not in self._loaded:
-                self._loaded[choice] = load_model(choice)
-            self._loaded.move_to_end(choice)
-            while len(self._loaded) > self.capacity:
-                self._loaded.popitem(last=False)
-            return self._loaded[choice]
+        with self._lock:
+            choice_lock = self._choice_locks.setdefault(choice, threading.Lock())
+        with choice_lock:
+            with self._lock:
+                found = self._loaded.get(choice)
+            found = found or load_model(choice)
+            with self._lock:
+                self._loaded[choice] = found
+                self._loaded.move_to_end(choice)
+                while len(self._loaded) > self.capacity:
+                    self._loaded.popitem(last=False)
+        return found
 
     def check(self, name: str, revision: str, trust_remote_code: bool) -> ModelChoice:
         """What a visitor typed, as a choice.

@@ -22,7 +22,7 @@ from .streaming import TokenStep
 
 
 class Feed:
-    """Packets as they are sent to one view, numbered from 1, so that the browser notices a gap."""
+    """Packets as they are sent to one view, numbered from 1: Gradio passes on only a value that is not the last one."""
 
     def __init__(self) -> None:
         self.sent = 0
@@ -94,9 +94,14 @@ def encode_traces(memory: Cache) -> list[str]:
     ]
 
 
-def tokens_packet(steps: Sequence[TokenStep]) -> dict[str, Any]:
-    """Tokens in the order in which the memory read them."""
-    return {"kind": "tokens", "tokens": [encode_step(step) for step in steps]}
+def tokens_packet(steps: Sequence[TokenStep], part: int) -> dict[str, Any]:
+    """Tokens in the order in which the memory read them.
+
+    Args:
+        part: which of these packets of a run it is, from 1, so that the browser notices a gap. (Other packets may come
+            from other events, and overtake.)
+    """
+    return {"kind": "tokens", "part": part, "tokens": [encode_step(step) for step in steps]}
 
 
 def encode_step(step: TokenStep) -> dict[str, Any]:

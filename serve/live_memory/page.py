@@ -6,7 +6,7 @@ import gradio as gr
 from starlette.middleware import Middleware
 
 from .api import add_api
-from .gate import LocalOnly
+from .gate import LocalBlocks, LocalOnly
 from .image_tab import add_image_tab
 from .limits import Limits
 from .model_chooser import add_model_chooser
@@ -16,7 +16,7 @@ from .theme import CSS, THEME
 from .visitors import Visitors
 
 
-class Page(gr.Blocks):
+class Page(LocalBlocks):
     """The page, and who is on it.
 
     Attributes:
@@ -40,6 +40,7 @@ def open_page(shelf: ModelShelf, limits: Limits | None = None, **launch_options:
         theme=THEME,
         css=CSS,
         run_history=False,
+        share=False,  # if not said, GRADIO_SHARE decides, and a tunnel lets in whom `--host` keeps out
         footer_links=["api", "gradio", "settings"],
         max_file_size=limits.upload_bytes,
         app_kwargs={"middleware": [Middleware(LocalOnly)]},
@@ -50,15 +51,15 @@ def open_page(shelf: ModelShelf, limits: Limits | None = None, **launch_options:
 
 def build_page(shelf: ModelShelf, limits: Limits) -> Page:
     """The page; every browser gets a session of its own."""
-    visitors = Visitors(limits.visitors)
+    visitors = Visitors(limits.visitors, limits.choices)
     with Page(title="Engram memory", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as page:
         gr.Markdown("# Engram memory, live")
         place_of_chooser = gr.Column()
         with gr.Tabs() as tabs:
-            text_view = add_text_tab(visitors, shelf, limits)
+            text_tab = add_text_tab(visitors, shelf, limits)
             image_view, image_tab = add_image_tab(visitors, shelf, limits)
         with place_of_chooser:
-            add_model_chooser(visitors, shelf, {"text": text_view, "image": image_view}, tabs, image_tab)
+            add_model_chooser(visitors, shelf, text_tab, image_view, tabs, image_tab)
         add_api(shelf.own["text"], limits)
         page.unload(visitors.leave)
     page.visitors = visitors

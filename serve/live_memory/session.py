@@ -62,6 +62,9 @@ class Run:
 class Session:
     """What belongs to one open page.
 
+    Args:
+        choices: as the attribute.
+
     Attributes:
         choices: the checkpoints that are watched, by what they read; none where it is the page's own.
         memory: the memory shown, `None` when it is empty.
@@ -74,8 +77,8 @@ class Session:
         switches, drawings: the latest of the events that may overtake each other.
     """
 
-    def __init__(self) -> None:
-        self.choices: dict[str, ModelChoice] = {}
+    def __init__(self, choices: dict[str, ModelChoice] | None = None) -> None:
+        self.choices = choices or {}
         self.memory: Cache | None = None
         self.forks: dict[str, Cache] = {}
         self.controls = Controls()
@@ -108,13 +111,15 @@ class Session:
         """Allow the next run.
 
         Returns:
-            a packet with a sentence if the run never began.
+            a packet with a sentence if the run never began, or of the empty memory if it was to be cleared before a
+            token that never came.
         """
+        never_began = self.running and not self._started
         self.running = False
-        if self._started:
-            return None
-        sentence = "Too many visitors are waiting for the model. Try again in a minute."
-        return self.feed.send(status_packet("error", sentence))
+        if never_began:
+            sentence = "Too many visitors are waiting for the model. Try again in a minute."
+            return self.feed.send(status_packet("error", sentence))
+        return self.clear() if self.controls.clear else None
 
     def refuse(self, sentence: str) -> str:
         """The packet that says why there is no run."""
@@ -184,10 +189,8 @@ class Session:
         Returns:
             the packet that tells the browser so, `None` during a run.
         """
-        if self.running:
-            self.controls.clear = True
-            return None
-        return self.show(None)
+        self.controls.clear = self.running
+        return None if self.running else self.show(None)
 
     def show(self, memory: Cache | None) -> str:
         """Make `memory` the one that is shown; the packet for it."""
@@ -270,9 +273,9 @@ class Session:
         )
 
     def _read(self, stream: TokenStream, run: Run, limits: Limits) -> Iterator[dict[str, Any]]:
-        for steps in batched_in_time(stream, 1 / limits.packets_per_second):
+        for part, steps in enumerate(batched_in_time(stream, 1 / limits.packets_per_second), 1):
             run.record(steps)
-            yield tokens_packet(steps)
+            yield tokens_packet(steps, part)
 
     def _send(self, packets: Iterator[dict[str, Any]]) -> Iterator[str]:
         try:
@@ -294,7 +297,7 @@ class Session:
     def _memory_at_rest(self) -> Cache:
         if self.running:
             raise ValueError("The model is still writing: press Stop first.")
-        if self.memory is None:
+        if self.memory is None or not tokens_seen(self.memory):
             raise ValueError("The memory is empty: generate a text first.")
         return self.memory
 

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from tokenizers.decoders import DecodeStream
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from hf_engram import EnnForCausalLM
+from hf_engram.cache_enn import empty_state
 
 from .controls import Controls, Settings, SettingsSource
 from .memories import replayable
@@ -105,7 +106,7 @@ class TokenStream:
         self.tokenizer = tokenizer
         self.given = list(given)
         self.sampling = sampling
-        self.memory = DynamicCache(config=model.config) if memory is None else memory
+        self.memory = empty_state(model.config) if memory is None else memory
         self.source = Controls() if source is None else source
         self.num_prompt = len(self.given) if num_prompt is None else num_prompt
         self.num_candidates = num_candidates

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -29,12 +29,22 @@ MEMORY_HELP = """
 """
 
 
-def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HTML:
-    """The tab, with its events.
+class TextTab(NamedTuple):
+    """What changes when another model is chosen.
 
-    Returns:
-        the view, for a packet when another model is chosen.
+    Attributes:
+        view: is sent a packet.
+        beginning: offers no forks any more.
+        slots: those switched off, none any more.
     """
+
+    view: gr.HTML
+    beginning: gr.Dropdown
+    slots: gr.Textbox
+
+
+def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> TextTab:
+    """The tab, with its events."""
     with gr.Tab("Text", id="text"), gr.Row(elem_classes="tab-grid"):
         with gr.Column(elem_classes="tab-controls"):
             prompt = gr.Textbox(value=EXAMPLES[0], label="Prompt", info="Shift+Enter generates", lines=3)
@@ -79,7 +89,7 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
 
     def set_slots(text: str, request: gr.Request) -> str:
         session = visitors.session(request)
-        session.controls.slots_off = said(parse_slots, text, loaded_for(session).model.config.memory_size)
+        session.controls.slots_off = said(parse_slots, text, said(loaded_for, session).model.config.memory_size)
         return session.feed.send(slots_packet(session.controls.slots_off))
 
     def run(request: gr.Request, text: str, begin_with: str, frozen: bool, off: str, *values: float) -> Iterator[str]:
@@ -101,7 +111,12 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
 
     def erase(request: gr.Request) -> Iterator[str]:
         session = visitors.session(request)
-        yield from session.erase(loaded_for(session), session.to_erase, limits)
+        try:
+            loaded = loaded_for(session)
+        except ValueError as error:
+            yield session.refuse(str(error))
+            return
+        yield from session.erase(loaded, session.to_erase, limits)
 
     def finish(request: gr.Request) -> list[Any]:
         session = visitors.session(request)
@@ -133,7 +148,7 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
             return gr.skip()  # an older one that was overtaken
         session.switches = int(event.count)
         text = format_slots([int(slot) for slot in event.slots])
-        session.controls.slots_off = said(parse_slots, text, loaded_for(session).model.config.memory_size)
+        session.controls.slots_off = said(parse_slots, text, said(loaded_for, session).model.config.memory_size)
         return text
 
     def stop_run(request: gr.Request) -> None:
@@ -155,11 +170,11 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
 
     def save(request: gr.Request) -> str:
         session = visitors.session(request)
-        return str(said(session.download, loaded_for(session)))
+        return str(said(session.download, said(loaded_for, session)))
 
     def load(path: str, request: gr.Request) -> tuple[str, gr.Dropdown]:
         session = visitors.session(request)
-        packet = said(session.upload, loaded_for(session), Path(path))
+        packet = said(session.upload, said(loaded_for, session), Path(path))
         return packet, gr.Dropdown(session.beginnings(), value=SHOWN)
 
     clear.click(clear_memory, None, view, **AT_ONCE)
@@ -168,7 +183,7 @@ def add_text_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> gr.HT
     download.click(save, None, saved, **ANSWERED).success(
         None, js="() => document.querySelector('#saved').click()", api_visibility="private"
     )
-    return view
+    return TextTab(view, beginning, slots)
 
 
 def said(fn: Callable, *args: Any) -> Any:

@@ -11,15 +11,17 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 
 import numpy as np
 import pytest
 import torch
+from gradio import networking, processing_utils
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from huggingface_hub import constants
 
-from hf_engram.traces import record
+from hf_engram.traces import Attribution, record
 from serve.live_memory.limits import Limits
 from serve.live_memory.models import LoadedModel, ModelChoice
 
@@ -38,7 +40,7 @@ def silent_client():
 
 @pytest.fixture(scope="module")
 def page(serve, loaded):
-    return serve(loaded, limits=Limits(new_tokens=100, prompt_tokens=50))
+    return serve(loaded, limits=Limits(new_tokens=100, prompt_tokens=50, api_tokens=112))
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +80,23 @@ def test_the_example_in_the_documentation_runs(page, request):
 def test_the_sources_of_every_token_in_the_answer_add_up(client):
     for token in client.predict(PROMPT, api_name="/generate", **GREEDY)["tokens"]:
         for layer in token["sources"]:
-            written = sum(share for _, share in layer["tokens"])
+            written = sum(contribution for _, contribution in layer["tokens"])
             total = layer["bank"] + layer["carried"] + layer["clip"] + layer["others"] + written
             assert total == pytest.approx(1, abs=1e-3)
+
+
+def test_the_attribution_of_one_memory_at_a_time_is_held(client, monkeypatch):
+    """Each holds matrices of all pairs of tokens."""
+    contribution, alive, counts = Attribution.contribution.func, weakref.WeakSet(), []
+
+    def counting(attribution):
+        alive.add(attribution)
+        counts.append(len(alive))
+        return contribution(attribution)
+
+    monkeypatch.setattr(Attribution, "contribution", property(counting))
+    answer = client.predict(PROMPT, api_name="/generate", **GREEDY)
+    assert counts == [1] * len(answer["memories"]) == [1, 1]
 
 
 def test_a_model_with_a_token_memory_says_who_makes_its_predictions(serve, make_model, tokenizer):
@@ -118,6 +134,7 @@ def test_the_same_seed_gives_the_same_answer_and_interventions_count(client):
         ({"temperature": -1}, "`temperature` is -1"),
         ({"prompt": ""}, "The prompt is empty"),
         ({"prompt": "a " * 60}, "at most 50 are allowed"),
+        ({"prompt": "a " * 15, "max_new_tokens": 100}, r"and `max_new_tokens` is 100; at most 112 together"),
         ({"slots_off": "99"}, "'99' is out of range"),
     ],
 )
@@ -172,6 +189,15 @@ def test_whoever_waits_knows_their_place_and_a_full_queue_says_so(serve, slow_mo
     concurrent.futures.wait([job.future for job in jobs], timeout=60)
 
 
+def test_no_tunnel_is_opened_whatever_the_environment_asks_for(serve, loaded, monkeypatch):
+    tunnels = []
+    monkeypatch.setenv("GRADIO_SHARE", "True")
+    monkeypatch.setattr(networking, "setup_tunnel", lambda *args, **kwargs: tunnels.append(args) or "https://tunnel")
+    page = serve(loaded)
+    assert tunnels == []
+    assert page.share_url is None
+
+
 def fetch(url):
     try:
         with urllib.request.urlopen(url) as response:
@@ -203,6 +229,39 @@ def test_no_file_of_the_server_can_be_read_through_the_page(page, request, path)
     assert status in (400, 403, 404, 405, 422)
     assert b"root:" not in content
     assert b"hf-engram" not in content
+
+
+def ask(page, path, body):
+    """The events with which the page answers a request to run something."""
+    headers = {"Content-Type": "application/json"}
+    status, answer = fetch(urllib.request.Request(page.local_url + path, json.dumps(body).encode(), headers))
+    assert status == 200
+    followed = (
+        f"{path}/{json.loads(answer)['event_id']}" if "/call/" in path else "gradio_api/queue/data?session_hash=s"
+    )
+    return fetch(page.local_url + followed)[1].decode()
+
+
+@pytest.mark.parametrize("component", ["uploadbutton", "textbox", "api"])
+def test_a_file_on_another_machine_is_not_downloaded_for_a_visitor(page, monkeypatch, component):
+    asked = []
+
+    async def download(url, **kwargs):
+        asked.append(url)
+        raise OSError("There is no network here.")
+
+    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", download)
+    file = {"path": "https://example.org/memory.safetensors", "meta": {"_type": "gradio.FileData"}}
+    if component == "api":
+        answer = ask(page, "gradio_api/call/generate", {"data": [[{"deep": file}]]})
+    else:
+        config = page.config
+        (first, *_) = [part["id"] for part in config["components"] if part["type"] == component]
+        event = next(event for event in config["dependencies"] if first in event["inputs"] and event["backend_fn"])
+        body = {"data": [file] * len(event["inputs"]), "fn_index": event["id"], "session_hash": "s"}
+        answer = ask(page, "gradio_api/queue/join", body)
+    assert asked == []
+    assert "This page fetches nothing from elsewhere." in answer
 
 
 def test_too_large_an_upload_is_refused(serve, loaded, tmp_path):

@@ -1,6 +1,10 @@
 """Images: what is read step by step, and the tab in a real browser."""
 
+import base64
+import json
 import re
+import threading
+import urllib.request
 
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from PIL import Image, ImageDraw
 from replays import take_apart
 
 from serve.live_memory.image_reading import like_mnist, read_image, step_boxes
+from serve.live_memory.models import ModelChoice, load_model
 
 
 @pytest.fixture
@@ -136,6 +141,63 @@ def test_examples_and_uploads_are_read_and_other_files_refused(image_tab, digit,
     (tmp_path / "digit.txt").write_text("3")
     page.get_by_label("Upload an image").set_input_files(tmp_path / "digit.txt")
     image_tab.message("'digit.txt' is not an image that this browser can open.")
+
+
+def post(url, body):
+    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request) as response:
+        return json.load(response)
+
+
+def completions(url):
+    """Id and output of every event of a session that completes, as it does."""
+    with urllib.request.urlopen(url) as stream:
+        for line in stream:
+            message = json.loads(line.removeprefix(b"data: ")) if line.startswith(b"data: ") else {}
+            if message.get("msg") == "process_completed":
+                yield message["event_id"], message["output"]["data"][0]
+
+
+@pytest.mark.parametrize("meanwhile", ["another drawing", "another model"])
+def test_a_reading_that_has_been_overtaken_is_not_shown(serve, loaded, make_image_model, image_folder, meanwhile):
+    """The older of two drawings is read until the newer one has been."""
+    image = make_image_model()
+    reading, overtaken, readers = threading.Event(), threading.Event(), []
+
+    def hold(*_):
+        readers.append(threading.get_ident())
+        reading.set()
+        if readers[0] == threading.get_ident():
+            assert overtaken.wait(30)
+
+    image.model.register_forward_pre_hook(hold)
+    page = serve(loaded, image)
+    pad = next(part["id"] for part in page.config["components"] if part["props"].get("elem_id") == "pad")
+    events = {event["id"]: event["targets"] for event in page.config["dependencies"]}
+    drawn = next(index for index, targets in events.items() if (pad, "drawn") in map(tuple, targets))
+
+    def draw(count):
+        pixels = base64.b64encode(bytes(3 * 8 * 8)).decode()
+        drawing = {"count": count, "side": 8, "pixels": pixels}
+        body = {"data": [True], "event_data": drawing, "fn_index": drawn, "session_hash": "s"}
+        return post(f"{page.local_url}gradio_api/queue/join", body)["event_id"]
+
+    older = draw(1)
+    assert reading.wait(30)
+    completed = completions(f"{page.local_url}gradio_api/queue/data?session_hash=s")
+    if meanwhile == "another drawing":
+        newer = draw(2)
+        event, packet = next(completed)
+        assert event == newer
+        assert json.loads(packet)["kind"] == "run"
+    else:
+        (session,) = page.visitors.sessions()
+        session.choose(load_model(ModelChoice(str(image_folder))))
+    overtaken.set()
+    ((event, update),) = completed
+    assert event == older
+    assert isinstance(update, dict), update
+    assert "value" not in update
 
 
 @pytest.mark.browser

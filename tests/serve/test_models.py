@@ -1,10 +1,12 @@
 """Which checkpoints a visitor may choose, and what is said about the others."""
 
 import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf
+from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf, load_model
 
 
 @pytest.fixture
@@ -42,6 +44,32 @@ def test_folders_outside_are_refused_whether_they_exist_or_not(shelf, text_folde
 def test_what_cannot_be_chosen_is_refused_with_a_sentence(shelf, name, trust, sentence):
     with pytest.raises(ValueError, match=sentence):
         shelf.check(name, "", trust)
+
+
+def test_a_model_that_is_being_loaded_keeps_nobody_waiting_who_watches_another(
+    shelf, text_folder, image_folder, monkeypatch
+):
+    text, image = shelf.check(str(text_folder), "", False), shelf.check(str(image_folder), "", False)
+    loaded_before = shelf.get(text)
+    loading, go_on, loads = threading.Event(), threading.Event(), []
+
+    def load_slowly(choice):
+        loads.append(choice)
+        loading.set()
+        assert go_on.wait(30)
+        return load_model(choice)
+
+    monkeypatch.setattr("serve.live_memory.models.load_model", load_slowly)
+    with ThreadPoolExecutor() as pool:
+        slow = pool.submit(shelf.get, image)
+        assert loading.wait(30)
+        try:
+            assert pool.submit(shelf.get, text).result(timeout=30) is loaded_before
+            again = pool.submit(shelf.get, image)
+        finally:
+            go_on.set()
+        assert slow.result() is again.result()
+    assert loads == [image]
 
 
 def test_a_folder_without_an_engram_model_is_refused_with_a_sentence(shelf, text_folder):

@@ -203,6 +203,14 @@ def test_a_slot_under_the_pointer_shows_who_wrote_it(visitor):
     marks = visitor.page.locator("#memory .slotted .row-mark").evaluate_all("marks => marks.map((m) => m.style.top)")
     assert set(marks) == {"43.75%"}
 
+    # What was there before is not theirs.
+    visitor.begin_with("the memory shown")
+    visitor.generate(PROMPT)
+    plot.hover(position={"x": 50, "y": height * 7.5 / 16})
+    expect(visitor.page.locator("#memory .now")).to_contain_text(
+        re.compile("; it holds memory from before this text, and what this text wrote into it is by “")
+    )
+
 
 def test_keyboard_and_scrubber_go_back_and_forth(visitor):
     visitor.generate(PROMPT)

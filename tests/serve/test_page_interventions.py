@@ -7,6 +7,10 @@ import pytest
 from replays import trace_values
 
 from hf_engram import load_memory
+from serve.live_memory.limits import Limits
+from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf
+from serve.live_memory.packets import Feed, slots_packet
+from serve.live_memory.session import EMPTY, Session
 
 expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = pytest.mark.browser
@@ -180,3 +184,92 @@ def test_another_checkpoint_can_be_chosen(visitor, text_folder, model):
 
     tick = visitor.page.get_by_label("I trust the author")
     expect(tick).not_to_be_checked()
+
+
+@pytest.fixture
+def stream(loaded):
+    """The packets of a run, a token in each but the first."""
+    sampling = {"temperature": 0.0, "top_p": 1.0, "max_new_tokens": 10, "seed": 0}
+    return list(Session().generate(loaded, PROMPT, sampling, EMPTY, Limits(packets_per_second=10**6)))
+
+
+def test_what_another_event_sends_does_not_disturb_a_text(visitor, loaded, stream):
+    """Packets of two events arrive in whichever order."""
+    feed = Feed()
+    feed.sent = len(stream)
+    visitor.feed([*stream[:4], feed.send(slots_packet([3])), *stream[4:]])
+    visitor.wait_for_status("length")
+    assert visitor.status() == "Done after 10 new tokens."
+    ids = loaded.processor(PROMPT, return_tensors="pt")["input_ids"]
+    written = loaded.model.generate(ids, do_sample=False, max_new_tokens=10)
+    assert visitor.text() == loaded.processor.decode(written[0])
+
+
+def test_after_a_gap_the_text_ends_with_a_sentence(visitor, stream):
+    visitor.feed(stream[:4])
+    visitor.wait_for_tokens(1)
+    text = visitor.ask("({ runs }) => runs[0].tokens.map(({ text }) => text).join('')")
+    visitor.feed(stream[5:])
+    visitor.wait_for_status("error")
+    assert visitor.status() == "Part of the stream was lost. The next run shows the memory again."
+    assert visitor.text() == text
+    expect(visitor.button("Erase what it wrote")).to_be_disabled()
+    visitor.generate(PROMPT)
+    expect(visitor.button("Erase what it wrote")).to_be_enabled()
+
+
+def choose(visitor, folder):
+    visitor.page.get_by_role("button", name="Choose another model").click()
+    visitor.page.get_by_role("textbox", name="Model").fill(str(folder))
+    visitor.press("Load this model")
+    expect(visitor.page.locator("#model_line")).to_contain_text(str(folder))
+
+
+def test_another_model_leaves_no_fork_and_no_slot_behind_in_the_controls(visitor, text_folder):
+    visitor.generate(PROMPT)
+    visitor.press("Fork")
+    visitor.message(re.compile("Kept as “fork 1, after"))
+    visitor.begin_with(re.compile("fork 1"))
+    slots = visitor.page.get_by_label("Slots switched off")
+    slots.fill("3")
+    slots.press("Enter")
+    choose(visitor, text_folder)
+    expect(visitor.page.get_by_label("Begin with")).to_have_value("an empty memory")
+    expect(slots).to_have_value("")
+    visitor.generate(PROMPT)
+    assert visitor.trace()[:, 3].any()
+
+
+def test_whoever_had_to_give_up_their_memory_keeps_the_model_they_chose(
+    serve, visit, make_model, tokenizer, model, text_folder
+):
+    """Its sizes are what their page shows."""
+    small = LoadedModel(ModelChoice("tiny"), make_model(memory_size=8), tokenizer, "text")
+    page = serve(small, limits=Limits(visitors=1))
+    visitor, other = visit(page.local_url), visit(page.local_url)
+    choose(visitor, text_folder)
+    visitor.generate(PROMPT)
+    (session,) = page.visitors.sessions()
+    other.generate(PROMPT)
+    assert session not in page.visitors.sessions()
+    ids = tokenizer(PROMPT, return_tensors="pt")["input_ids"]
+    memory = model.generate(ids, do_sample=False, max_new_tokens=31, return_dict_in_generate=True).past_key_values
+    visitor.generate(PROMPT, max_new_tokens=30)
+    expected = trace_values(memory)
+    np.testing.assert_allclose(visitor.trace(), expected, atol=1e-5 * np.abs(expected).max())
+
+
+def test_a_model_that_is_no_longer_there_is_told_with_a_sentence(visitor, text_folder, monkeypatch):
+    choose(visitor, text_folder)
+    visitor.generate(PROMPT)
+
+    def fail(shelf, choice):
+        raise ValueError(f"{choice.name!r} was not loaded: it is gone.")
+
+    monkeypatch.setattr(ModelShelf, "get", fail)
+    sentence = f"{str(text_folder)!r} was not loaded: it is gone."
+    visitor.press("Download")
+    visitor.message(sentence)
+    visitor.press("Erase what it wrote")
+    visitor.wait_for_status("error")
+    assert visitor.status() == sentence

@@ -58,6 +58,8 @@ def test_packets_are_numbered_without_a_gap(session, loaded):
     packets = generate(session, loaded)
     assert [packet["number"] for packet in packets] == list(range(2, len(packets) + 2))
     assert packets[-1] == {"number": packets[-1]["number"], "kind": "status", "status": "length", "message": ""}
+    parts = [packet["part"] for packet in packets if packet["kind"] == "tokens"]
+    assert parts == list(range(1, len(parts) + 1))
 
 
 def test_a_packet_holds_no_markup_that_gradio_would_warn_of(session, loaded):
@@ -235,6 +237,39 @@ def test_without_a_memory_there_is_nothing_to_keep(session, loaded):
     for action in (lambda: session.fork(LIMITS), lambda: session.download(loaded)):
         with pytest.raises(ValueError, match="The memory is empty"):
             action()
+
+
+@pytest.mark.parametrize("fields", [{}, {"layer_types": ["full_attention", "engram"]}], ids=["engram", "hybrid"])
+def test_a_run_stopped_before_its_first_token_leaves_nothing_to_keep(session, make_model, loaded, fields):
+    """It can be stopped while it waits for the model."""
+    own = loaded._replace(model=make_model(**fields))
+    session.begin()
+    session.controls.stop = True
+    assert generate(session, own)[-1]["status"] == "stopped"
+    session.finish()
+    for action in (lambda: session.fork(LIMITS), lambda: session.download(own)):
+        with pytest.raises(ValueError, match="The memory is empty"):
+            action()
+    assert generate(session, own, begin_with=SHOWN)[0]["tokens_seen"] == 0
+
+
+@pytest.mark.parametrize("erasing", [False, True], ids=["after the last token", "while a write is erased"])
+def test_a_memory_that_no_token_found_cleared_is_cleared_at_the_end(session, loaded, erasing):
+    generate(session, loaded)
+    session.begin()
+    strings = session.erase(loaded, 2, LIMITS) if erasing else session.generate(loaded, PROMPT, GREEDY, EMPTY, LIMITS)
+    for string in strings:
+        if erasing or json.loads(string).get("status") == "length":
+            assert session.clear() is None
+    packet = json.loads(session.finish())
+    assert (packet["kind"], packet["status"], packet["traces"]) == ("run", "idle", None)
+    assert session.memory is None
+    session.begin()
+    assert session.finish() is not None  # it never began
+    session.begin()
+    generate(session, loaded)
+    assert session.finish() is None
+    assert session.memory is not None
 
 
 def test_an_impossible_run_is_refused_and_leaves_the_memory_alone(session, loaded):

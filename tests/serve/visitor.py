@@ -115,6 +115,11 @@ class Visitor:
         call = f"(e, args) => ({script})(e.view, ...args)"
         return self.page.locator("#memory [data-status]").evaluate(call, list(args))
 
+    def feed(self, strings):
+        """Let the view receive packets, as the server sends them."""
+        receive = "(e, strings) => strings.forEach((string) => e.receive(JSON.parse(string)))"
+        self.page.locator("#memory [data-status]").evaluate(receive, list(strings))
+
     def trace(self, run=0):
         """The trace of all memories, which have the same width, after the newest token `[M, N, W]`."""
         traces = self.ask("(view, run) => view.runs[run].memories.map(({ trace }) => Array.from(trace))", run)

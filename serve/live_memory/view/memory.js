@@ -128,12 +128,19 @@ class MemoryReplay {
     return this.averages ? index : index - 1;
   }
 
-  // Who wrote what a slot holds after a token: [{ index, share }], as shares of all writes that are left.
+  // Who of this run wrote into a slot, as of a token: [{ index, share }], as shares of its writes that are left.
   writersOfSlot(index, slot) {
     const writers = [];
     for (const [r, left] of this.writesUpTo(index)) writers.push({ index: r, share: left[slot] * this.reads[r].share[slot] });
     const total = writers.reduce((sum, { share }) => sum + share, 0) || 1;
     return writers.map(({ index: r, share }) => ({ index: r, share: share / total }));
+  }
+
+  // Whether a slot still holds something from before this run after a token.
+  holdsStart(index, slot) {
+    let left = row(this.start, slot, this.width).some((value) => value !== 0) ? 1 : 0;
+    for (const { kept, slotsOff, cleared } of this.reads.slice(0, index + 1)) if (!slotsOff.has(slot)) left *= cleared ? 0 : kept;
+    return left > FADED;
   }
 
   // Tokens up to `index` that wrote, with what is left of their writes in each slot, latest first.

@@ -98,4 +98,4 @@ for (const part of [".texts", ".erase", ".candidates"]) find(part).hidden = isIm
 show(".this-run", isImage ? "this image" : "this text");
 if (props.value) receive(JSON.parse(props.value));
 // For the console and for tests.
-element.view = view;
+Object.assign(element, { view, receive });

@@ -11,6 +11,8 @@ class Replay {
     this.erased = packet.erased ?? null;
     this.carriedOver = packet.tokens_seen;
     this.tokens = [];
+    this.parts = 0; // packets of tokens
+    this.isBroken = false; // one of them was lost: what follows it cannot be replayed
     this.memories = model.memories.map((memory, m) => {
       return new MemoryReplay(memory, model.slots, packet.traces ? floats(packet.traces[m]) : null);
     });

@@ -26,7 +26,8 @@ function statusSentence(view, unit) {
 
 function tokenSentence(view, run, index, writers, unit) {
   const token = run.tokens[index];
-  const { recall, norms } = run.memories[view.memory].reads[index];
+  const memory = run.memories[view.memory];
+  const { recall, norms } = memory.reads[index];
   const slot = currentSlot();
   const place = `${unit[0].toUpperCase()}${unit.slice(1)} ${index + 1} of ${run.tokens.length}${unit === "token" ? ` ${quoted(token)}` : ""}`;
   const authors = [...writers].sort((a, b) => b.share - a.share).slice(0, 3).filter(({ share }) => share > 0.005);
@@ -37,7 +38,9 @@ function tokenSentence(view, run, index, writers, unit) {
   else if (!token.writes) notes.push("What it wrote is left out.");
   const note = notes.length ? ` ${notes.join(" ")}` : "";
   if (slot !== null) {
-    const held = list ? `what it holds was written by ${list}` : "nothing has been written to it";
+    const held = memory.holdsStart(index, slot)
+      ? `it holds memory from before this text${list ? `, and what this text wrote into it is by ${list}` : ""}`
+      : list ? `what it holds was written by ${list}` : "nothing has been written to it";
     return `${place}: slot ${slot} has ${percent(recall[slot])} of the recall and norm ${norms[slot].toPrecision(2)}; ${held}.${note}`;
   }
   const top = recall.indexOf(Math.max(...recall));

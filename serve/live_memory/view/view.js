@@ -22,7 +22,7 @@ const view = {
   slotsOff: [],
   changes: [],
   from: 0, // first token of the panels over time
-  number: 0,
+  packets: 0, // received
   drawings: 0,
   textDrawn: 0, // when
   drawRequested: false,
@@ -40,13 +40,13 @@ function receive(packet) {
   const run = view.runs.at(-1);
   if (packet.kind === "model") begin(readModel(packet));
   else if (packet.kind === "run") beginRun(packet);
-  else if (packet.kind === "tokens" && packet.number !== view.number + 1) {
-    Object.assign(run, { status: "error", message: "Part of the stream was lost. The next run shows the memory again." });
-  } else if (packet.kind === "tokens") for (const token of packet.tokens) read(token);
+  else if (packet.kind === "tokens") readPart(packet);
   else if (packet.kind === "changes") view.changes = packet.changes;
   else if (packet.kind === "slots") view.slotsOff = packet.slots;
-  else if (packet.kind === "status") Object.assign(run, { status: packet.status, message: packet.message });
-  view.number = packet.number;
+  else if (packet.kind === "status" && !(run.isBroken && ENDED.includes(packet.status))) {
+    Object.assign(run, { status: packet.status, message: packet.message });
+  }
+  view.packets += 1;
   // On a narrow screen the text is below the controls.
   if (packet.status === "waiting" || packet.status === "error") find(".status").scrollIntoView({ block: "nearest" });
   requestDraw();
@@ -76,6 +76,13 @@ function beginRun(packet) {
   (packet.tokens ?? []).forEach(read);
   run.message = packet.message ?? "";
   if (run.tokens.length) subject.play();
+}
+
+function readPart(packet) {
+  const run = view.runs.at(-1);
+  run.isBroken ||= packet.part !== ++run.parts;
+  if (!run.isBroken) packet.tokens.forEach(read);
+  else Object.assign(run, { status: "error", message: "Part of the stream was lost. The next run shows the memory again." });
 }
 
 function read(packet) {
@@ -192,7 +199,7 @@ function drawText(run, index) {
   scrubber.disabled = index < 0;
   const atRest = !["running", "waiting"].includes(view.runs.at(-1).status);
   find(".live").setAttribute("aria-pressed", view.pinned === null);
-  find(".erase").disabled = isImage || index < 0 || !atRest || view.active !== 0;
+  find(".erase").disabled = isImage || index < 0 || !atRest || view.active !== 0 || run.isBroken;
   show(".now", sentence);
   show(".status", statusSentence(view, props.unit));
   find(".status").classList.toggle("error", view.runs.at(-1).status === "error");
@@ -200,7 +207,7 @@ function drawText(run, index) {
   showCandidates(token);
   showComparison();
   const { status, tokens } = view.runs.at(-1);
-  Object.assign(element.dataset, { status, tokens: tokens.length, current: index, packets: view.number });
+  Object.assign(element.dataset, { status, tokens: tokens.length, current: index, packets: view.packets });
 }
 
 function showOrigins(origins) {
