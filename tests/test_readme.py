@@ -189,6 +189,18 @@ def test_all_commands_are_tested():
     assert sorted(set(commands)) == sorted([*COMMANDS, *SHARING_COMMANDS])
 
 
+def test_an_old_python_is_refused(tmp_path):
+    """... and leaves nothing behind that the next try, with another one, would stumble over."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    old = tmp_path / "python3.9"
+    old.write_text(f"#!{sys.executable}\nimport sys\nsys.version_info = (3, 9)\nexec(sys.argv[2])\n")
+    old.chmod(0o755)
+    done = subprocess.run(["make", f"PYTHON={old}", "demo"], cwd=tmp_path, capture_output=True, text=True)
+    assert "Python 3.11 or newer is needed: make PYTHON=..." in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_command(command, tmp_path):
