@@ -13,11 +13,8 @@ from train.comparison import read_comparison
 from train.comparison_report import number, summarize
 
 KEPT = sorted(folder for folder in Path("docs/results").iterdir() if folder.is_dir())
-ROWS = [
-    [cell.strip(" *") for cell in line.split("|")[1:-1]]
-    for line in Path("README.md").read_text(encoding="utf-8").splitlines()
-    if line.startswith("|")
-]
+README = Path("README.md").read_text(encoding="utf-8")
+ROWS = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("|")]
 
 
 def comparison_of(folder):
@@ -53,8 +50,12 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
     assert summary["models"]
     for name, model in summary["models"].items():
         by_seed = ", ".join(number(value) for value in model["values"].values())
-        said = {f"{model['parameters']:,}", f"{model['state_bytes']:,}", by_seed}
+        said = {f"{model['parameters']:,}", f"{model['state_bytes']:,}", f"{model['seconds']:,.0f}", by_seed}
+        if len(model["values"]) > 1:
+            said.add(f"{number(model['mean'])} ± {number(model['std'], of_size=model['mean'])}")
         assert any(said <= set(row) for row in ROWS), (name, said)
+    made, wanted = sum(len(runs) for runs in kept_runs(folder).values()), len(comparison.models) * len(comparison.seeds)
+    assert made == wanted or f"{made} of {wanted} runs" in README
 
 
 @kept
