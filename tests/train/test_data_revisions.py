@@ -1,4 +1,4 @@
-"""The test splits of the README's numbers, rebuilt as the files they were first published as, have the sums it names."""
+"""The test splits of the README's numbers, rebuilt as the files they first were, have the sums that it names."""
 
 import hashlib
 import os
