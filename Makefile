@@ -1,4 +1,4 @@
-# `make demo` opens the app on the shipped checkpoint, `make test` runs all tests; both set up .venv first.
+# `make demo` opens the app on the shipped checkpoint, `make test` runs the tests; both set up .venv first.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,7 +7,7 @@ ARGS ?=
 WORKERS ?= 2
 CHECK := import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=...")
 
-.PHONY: help demo test test-fast lint exactness bench clean
+.PHONY: help demo test lint exactness bench clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,11 +15,8 @@ help: ## list the targets
 demo: $(VENV)/demo.stamp ## open the live-memory app (ARGS="--port 8000" for another port)
 	$(BIN)/python -m serve.app $(ARGS)
 
-test: $(VENV)/dev.stamp ## run all tests, two files at a time (ARGS="-k generation" for some)
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
-
-test-fast: $(VENV)/dev.stamp ## run the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow and not browser" $(ARGS)
+test: $(VENV)/dev.stamp ## run the tests, two files at a time (SLOW=1 for the slow ones, too, ARGS="-k generation" for some)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile $(if $(SLOW),,-m "not slow") $(ARGS)
 
 lint: $(VENV)/dev.stamp ## check format and style
 	$(BIN)/ruff format --check .

@@ -126,7 +126,8 @@ def searches_the_debug_images(command, folder):
 
 COMMANDS = {
     "make demo": demo_answers,
-    "make test": make_runs("-m pytest"),
+    "make test": make_runs('-m "not slow"'),
+    "make test SLOW=1": make_runs("-m pytest"),
     'pip install ".[cpu]"': extras_exist,
     'pip install ".[cpu,serve]"': extras_exist,
     'pip install ".[cpu,train]"': extras_exist,
