@@ -19,6 +19,7 @@ architectures = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), 
 compiled = {"fullgraph": True, "backend": "aot_eager"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["stacked", "hybrid", "token_memory"])
 def test_models_with_masks_compile_without_graph_breaks(architecture):
     model = tiny_model(**TINY_ARCHITECTURES[architecture])
@@ -44,6 +45,7 @@ def test_quantized_layers_inside_a_cell_are_refused():
         quantized(tokens(1, 3))
 
 
+@pytest.mark.slow
 @architectures
 def test_a_whole_model_compiles_without_graph_breaks(architecture):
     model, input_ids = tiny_model(**architecture).train(), tokens(2, 70)
@@ -141,6 +143,7 @@ def test_settings_of_the_operator_are_those_of_the_cell():
     assert settings == CellSettings(0.1, 0.2, 0.3, 0.4, "sequence", 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["bare", "gated", "mixer", "token_memory"])
 def test_decoding_is_compiled_once(architecture):
     torch.compiler.reset()

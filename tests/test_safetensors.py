@@ -46,6 +46,7 @@ def test_pickles_cannot_be_asked_for(pickled):
     assert not (pickled / "ran").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_class", MODEL_CLASSES)
 def test_refusal_tells_how_to_convert(tmp_path, monkeypatch, model_class):
     model = tiny_model(model_class, dtype=torch.float32)

@@ -11,7 +11,7 @@ from hf_engram.traces import record
 from serve.live_memory.models import LoadedModel, ModelChoice
 
 expect = pytest.importorskip("playwright.sync_api").expect
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PROMPT = "the memory of a recurrent network"
 

@@ -13,7 +13,7 @@ from serve.live_memory.packets import Feed, slots_packet
 from serve.live_memory.session import EMPTY, Session
 
 expect = pytest.importorskip("playwright.sync_api").expect
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 PROMPT = "the memory of a recurrent network"
 

@@ -80,6 +80,7 @@ def test_finished_runs_are_not_repeated_and_a_cut_one_goes_on(tmp_path, capsys, 
     assert summary["models"]["gru"]["values"]["1"] == values["1"]
 
 
+@pytest.mark.slow
 def test_every_model_runs_at_the_learning_rate_that_was_best_for_it(tmp_path, capsys):
     search = {"learning_rates": [1e-5, 1e-3], "search_options": {"max_steps": 4}}
     path = comparison_file(tmp_path, models={"enn": None, "gru": {"architecture": "gru"}}, metric="test_loss", **search)
@@ -138,6 +139,7 @@ def test_typed_options_replace_those_of_a_search(tmp_path):
     assert {json.loads(state.read_text())["max_steps"] for state in states} == {2}
 
 
+@pytest.mark.slow
 def test_seeds_can_be_run_one_by_one_after_one_search(tmp_path, capsys):
     gru = {"gru": {"architecture": "gru"}}
     search = {"learning_rates": [1e-2, 1e-4], "search_options": {"max_steps": 4}}

@@ -46,6 +46,7 @@ def test_a_recipes_config_makes_a_model(config):
         parse([path, *options.split()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", **named(CONFIGS.glob("compare/*.yaml")))
 def test_a_comparison_is_on_equal_terms(config):
     recipe, path = command_in(config).groups()

@@ -69,6 +69,7 @@ def test_a_baselines_folder_has_neither_code_nor_card(tmp_path):
     assert not [*tmp_path.glob("*.py"), *tmp_path.glob("README.md")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["enn", "mixer", "lstm", "transformer"])
 @pytest.mark.parametrize("stop", [4, 7])
 def test_a_resumed_run_is_the_unbroken_run(architecture, stop, tmp_path):
@@ -104,6 +105,7 @@ def test_accumulated_batches_are_the_big_batch(tmp_path):
     assert small == pytest.approx(big, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains_in_bfloat16(architecture, tmp_path):
     options = ["--architecture", architecture, "--bf16", "true"]

@@ -22,6 +22,7 @@ def history(folder):
     return logged(json.loads((folder / "trainer_state.json").read_text())["log_history"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["language_model", "image_classification"])
 @pytest.mark.parametrize("at", [1, 2, 4])
 def test_a_run_that_ends_while_it_saves_goes_on_from_the_last_whole_checkpoint(
@@ -94,6 +95,7 @@ def test_time_and_patience_are_part_of_a_checkpoint(tmp_path):
     assert results["train_seconds"] > seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [language_model, image_classification])
 def test_a_run_that_ended_in_its_last_evaluation_trains_no_further(recipe, tmp_path):
     options = debug_run if recipe is language_model else debug_images_run
@@ -130,6 +132,7 @@ def test_ctrl_c_and_sigterm_save_a_checkpoint_that_resumes_to_the_unbroken_run(n
     assert history(tmp_path / "broken") == history(tmp_path / "unbroken")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("at", "save_strategy"), [(13, "epoch"), (18, "no")])
 def test_an_interrupt_in_an_epoch_and_at_its_end_leaves_evaluations_as_they_are(
     at, save_strategy, tmp_path, monkeypatch

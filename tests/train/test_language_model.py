@@ -240,6 +240,7 @@ MODES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mode", "stop"),
     [
@@ -283,6 +284,7 @@ def test_accumulated_blocks_are_the_big_batch(tmp_path):
     assert small == pytest.approx(big, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_every_architecture_trains_in_bfloat16_streams(architecture, tmp_path):
     options = ["--architecture", architecture, "--bf16", "true", "--mode", "streams", "--hidden_size", "24"]

@@ -18,6 +18,7 @@ IMAGES = [
 TEXT = ["language_model", "train/configs/debug.yaml", "--max_steps", "6", "--eval_steps", "3", "--disable_tqdm", "true"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [IMAGES, TEXT], ids=["images", "text"])
 def test_a_search_tries_its_space_goes_on_and_leaves_options_of_the_recipe(recipe, tmp_path, capsys):
     options = [*recipe, "--output_dir", str(tmp_path)]
