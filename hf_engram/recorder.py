@@ -17,7 +17,7 @@ from .layers_enn import EnnCell
 from .masks_enn import padding_mask, slots_by_layer, write_steps
 from .mixer_enn import EngramMixer
 from .mixer_recordings import HeadRecording, MixerRecording
-from .modeling_enn import EnnModel, EnnModelOutput, EnnPreTrainedModel
+from .modeling_enn import EnnModel, EnnPreTrainedModel
 from .ops_enn import state_dtype
 from .ops_mixer_enn import MixerBank
 from .ops_token_memory_enn import TokenReads
@@ -153,9 +153,13 @@ class Recorder:
         carried = None if carried is None else carried[row].cpu().to(reads.addresses.dtype)
         return TokenMemoryRecording(reads, run.restart[row, valid], carried)
 
-    def _before(self, backbone: EnnModel, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+    # torch notes a hook and that it wants keyword arguments one after the other: a pass that another thread makes in
+    # between calls it without them.
+
+    def _before(self, backbone: EnnModel, args: tuple, *rest: Any) -> tuple[tuple, dict[str, Any]] | None:
         if threading.get_ident() != self._thread:
             return None
+        (kwargs,) = rest
         kwargs = bound(backbone, args, kwargs)
         self._check_call(kwargs)
         traces = traces_of(kwargs.get("past_key_values"))
@@ -168,9 +172,10 @@ class Recorder:
             )
         return (), {**kwargs, "output_recall": True, "output_encodings": True, "output_reads": True}
 
-    def _after(self, backbone: EnnModel, args: tuple, kwargs: dict[str, Any], outputs: EnnModelOutput) -> None:
+    def _after(self, backbone: EnnModel, args: tuple, *rest: Any) -> None:
         if threading.get_ident() != self._thread:
             return
+        kwargs, outputs = rest
         [first, *_], position_ids = outputs.recall, kwargs.get("position_ids")
         self.packets.append(
             Packet(

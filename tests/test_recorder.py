@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -105,6 +106,26 @@ def test_other_threads_on_the_same_model_are_not_recorded():
     [recording] = recorder.recordings()
     same(recording.token_ids, input_ids[0])
     assert not {"recall", "encodings", "reads"} & seen[0]
+
+
+@pytest.mark.parametrize("hooks", ["_forward_pre_hooks_with_kwargs", "_forward_hooks_with_kwargs"])
+def test_other_threads_may_run_while_a_recorder_is_entered(hooks):
+    model, input_ids, seen = tiny_model(), tokens(1, 6), []
+
+    class Meanwhile(OrderedDict):
+        """Where torch notes that a hook wants keyword arguments: just before it does, another thread runs the model."""
+
+        def __setitem__(self, key, value):
+            other = threading.Thread(target=lambda: seen.append(model(tokens(2, 3)).logits.shape))
+            other.start()
+            other.join()
+            super().__setitem__(key, value)
+
+    setattr(model.model, hooks, Meanwhile(getattr(model.model, hooks)))
+    with Recorder(model) as recorder:
+        model(input_ids)
+    assert seen == [(2, 3, 40)]
+    same(recorder.recordings()[0].token_ids, input_ids[0])
 
 
 @kinds
