@@ -23,12 +23,12 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
+from serve.app import MODEL
 from serve.live_memory.limits import Limits
 from serve.live_memory.models import LoadedModel, ModelChoice, ModelShelf, load_model
 from serve.live_memory.page import open_page
 from serve.live_memory.session import EMPTY, Session
 
-MODEL = "model_cards/enn-books"
 PROMPT = "It is a truth universally acknowledged"
 SAMPLING = {"temperature": 0.8, "top_p": 0.95, "seed": 0}
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]

@@ -54,6 +54,8 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
         if len(model["values"]) > 1:
             said.add(f"{number(model['mean'])} ± {number(model['std'], of_size=model['mean'])}")
         assert any(said <= set(row) for row in ROWS), (name, said)
+        by_place = {f"{loss:.3f}" for loss in model.get("loss_by_tokens_before", {}).values()}
+        assert any(by_place <= set(row) for row in ROWS), (name, by_place)
     made, wanted = sum(len(runs) for runs in kept_runs(folder).values()), len(comparison.models) * len(comparison.seeds)
     assert made == wanted or f"{made} of {wanted} runs" in README
 
