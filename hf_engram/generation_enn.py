@@ -52,11 +52,11 @@ class EnnGenerationMixin(GenerationMixin):
             inputs["attention_mask"] = (
                 going_on.long() if mask is None else torch.cat([mask[:, :-1], mask[:, -1:] * going_on], -1)
             )
-        if write_mask is not None:
-            seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            until = seen + inputs["input_ids"].shape[1]
-            beyond = max(until - write_mask.shape[1], 0)
-            inputs["write_mask"] = F.pad(write_mask.bool(), (0, beyond), value=True)[:, seen:until]
+        seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+        if write_mask is not None and seen < write_mask.shape[1]:
+            steps = inputs["input_ids"].shape[1]
+            given = write_mask[:, seen : seen + steps].bool()
+            inputs["write_mask"] = F.pad(given, (0, steps - given.shape[1]), value=True)
         return inputs
 
     def _prefill(

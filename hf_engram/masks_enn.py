@@ -1,5 +1,8 @@
 """What padding and document boundaries mean to a recurrent model: which steps count, and where the state restarts."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,6 +11,9 @@ from transformers.cache_utils import Cache
 
 from .configuration_enn import EnnConfig
 from .ops_enn import StepMasks
+
+# Other ways in which transformers' collators say where packed documents begin.
+PACKING = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
 def step_masks(
@@ -68,6 +74,20 @@ def document_starts(
     if past_key_values is None or past_key_values.layers[0].state is None:
         restart = F.pad(restart[:, 1:], (1, 0))  # a first document keeps the state that it begins with
     return restart if is_compiling() or restart.any() else None
+
+
+def check_packing(position_ids: Tensor | None, others: Mapping[str, Any]) -> None:
+    """Refuse packed documents that are told in other ways alone, since they would see each other.
+
+    Raises:
+        ValueError: one of `PACKING` is among the `others`, and there are no `position_ids`.
+    """
+    packed = [name for name in PACKING if others.get(name) is not None]
+    if packed and position_ids is None:
+        raise ValueError(
+            f"{packed[0]} is given without position_ids, which tell an ENN where packed documents begin: "
+            "`DataCollatorWithFlattening(return_position_ids=True)` makes them."
+        )
 
 
 def write_steps(write_mask: Tensor | None, inputs: Tensor) -> Tensor | None:

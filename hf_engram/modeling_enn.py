@@ -25,7 +25,7 @@ from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
 from .images_enn import PositionEmbeddings, image_to_sequence
 from .layers_enn import EnnCell, Pooling, StatefulLayer, initial_gate_bias, make_layer
-from .masks_enn import mean_entropy, padding_mask, slots_by_layer, step_masks
+from .masks_enn import check_packing, mean_entropy, padding_mask, slots_by_layer, step_masks
 from .mixer_enn import INITIAL_TEMPERATURE, INITIAL_TRACE_SCALE, EngramMixer, initial_decay_bias
 from .ops_enn import NO_MASKS, StepMasks
 from .ops_mixer_enn import MixerReads
@@ -34,9 +34,6 @@ from .projections_enn import Projection, ResidualProjection
 from .safetensors_enn import SafetensorsOnly
 from .token_memory_enn import INITIAL_SCALE, INITIAL_TIMESCALE, TokenMemory
 from .token_memory_enn import INITIAL_TEMPERATURE as INITIAL_TOKEN_TEMPERATURE
-
-# Other ways in which transformers' collators say where packed documents begin.
-PACKING = ("seq_idx", "cu_seq_lens_q", "cu_seq_lens_k")
 
 
 @dataclass
@@ -219,12 +216,7 @@ class EnnModel(EnnPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self._embed(input_ids)
         self._check_features(inputs_embeds)
-        packed = [name for name in PACKING if kwargs.get(name) is not None]
-        if packed and position_ids is None:
-            raise ValueError(
-                f"{packed[0]} is given without position_ids, which tell an ENN where packed documents begin: "
-                "`DataCollatorWithFlattening(return_position_ids=True)` makes them."
-            )
+        check_packing(position_ids, kwargs)
         if self.gradient_checkpointing and self.training:
             # Layers that run twice would go on from what they have left themselves the first time.
             if past_key_values is not None:

@@ -17,6 +17,9 @@ from train import compare, image_classification, language_model
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BIN = Path(sys.executable).parent
+OUTER_MAKE = ("MAKEFLAGS", "MAKELEVEL", "SLOW")  # what a `make` that runs these tests hands on
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in OUTER_MAKE}
+ENVIRONMENT["PATH"] = f"{BIN}{os.pathsep}{os.environ['PATH']}"
 FIXTURES = {
     "image_classification": ["--dataset_name", "tests/fixtures/shapes"],
     "language_model": ["--dataset_name", "tests/fixtures/articles", "--dataset_config", "None"],
@@ -28,9 +31,8 @@ def blocks(language):
 
 
 def run(*command, timeout=280, **kwargs):
-    environment = {**os.environ, "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(
-        command, cwd=kwargs.pop("cwd", ROOT), env=environment, capture_output=True, text=True, timeout=timeout
+        command, cwd=kwargs.pop("cwd", ROOT), env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -38,9 +40,8 @@ def run(*command, timeout=280, **kwargs):
 
 def demo_answers(command, folder):
     port = free_port()
-    server = subprocess.Popen(
-        [*command, f"ARGS=--port {port}"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    server = subprocess.Popen([*command, f"ARGS=--port {port}"], cwd=ROOT, env=ENVIRONMENT, **output)
     try:
         assert b"Engram memory" in wait_for(f"http://127.0.0.1:{port}/", server, seconds=200)
     finally:
@@ -78,10 +79,7 @@ def make_runs(words):
     """`make` would run these: to do so would run the tests from within the tests, or measure for an hour."""
 
     def checked(command, folder):
-        outer = ("MAKEFLAGS", "MAKELEVEL", "SLOW")  # of the `make` that runs these tests
-        environment = {name: value for name, value in os.environ.items() if name not in outer}
-        done = subprocess.run([command[0], "--dry-run", *command[1:]], cwd=ROOT, env=environment, capture_output=True)
-        assert words in done.stdout.decode()
+        assert words in run(command[0], "--dry-run", *command[1:])
 
     return checked
 
@@ -200,7 +198,8 @@ def test_an_old_python_is_refused(tmp_path):
     old = tmp_path / "python3.9"
     old.write_text(f"#!{sys.executable}\nimport sys\nsys.version_info = (3, 9)\nexec(sys.argv[2])\n")
     old.chmod(0o755)
-    done = subprocess.run(["make", f"PYTHON={old}", "demo"], cwd=tmp_path, capture_output=True, text=True)
+    make = ["make", f"PYTHON={old}", "demo"]
+    done = subprocess.run(make, cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True)
     assert "Python 3.11 or newer is needed: make PYTHON=..." in done.stderr
     assert not (tmp_path / ".venv").exists()
 

@@ -44,9 +44,9 @@ def add_image_tab(visitors: Visitors, shelf: ModelShelf, limits: Limits) -> tupl
 
     def read(event: gr.EventData, centred: bool, request: gr.Request) -> Any:
         session = visitors.session(request)
-        if int(event.count) <= session.drawings:
-            return gr.skip()  # an older one that was overtaken
         count, choice = int(event.count), session.choices.get("image")
+        if count <= session.drawings:
+            return gr.skip()  # an older one that was overtaken
         session.drawings = count
         watched = said(shelf.watched, session.choices, "image")
         image = said(decode_drawing, event.pixels, event.side)

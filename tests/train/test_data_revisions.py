@@ -12,19 +12,19 @@ from datasets import load_dataset
 README = " ".join(Path("README.md").read_text(encoding="utf-8").split())
 
 
-def split_for_tests(name, *config):
+def published_split(name, *config):
     return load_dataset(str(Path(os.environ["HF_ENGRAM_DATA"], name)), *config, split="test")
 
 
 def mnist():
     """t10k-images-idx3-ubyte."""
-    pixels = np.stack([np.asarray(image) for image in split_for_tests("mnist")["image"]])
+    pixels = np.stack([np.asarray(image) for image in published_split("mnist")["image"]])
     return hashlib.sha256(struct.pack(">4i", 2051, *pixels.shape) + pixels.tobytes())
 
 
 def cifar10():
     """test_batch.bin: per image its label, then its red, green and blue pixels."""
-    rows = split_for_tests("cifar10")
+    rows = published_split("cifar10")
     records = [
         bytes([label]) + np.asarray(image).transpose(2, 0, 1).tobytes()
         for image, label in zip(rows["img"], rows["label"], strict=True)
@@ -34,7 +34,7 @@ def cifar10():
 
 def wikitext():
     """wiki.test.raw, in which a blank line holds a space."""
-    lines = split_for_tests("wikitext", "wikitext-2-raw-v1")["text"]
+    lines = published_split("wikitext", "wikitext-2-raw-v1")["text"]
     return hashlib.sha256("".join(line or " \n" for line in lines).encode())
 
 
