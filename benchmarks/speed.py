@@ -1,10 +1,11 @@
 """Prints how fast the engram layer is: `python -m benchmarks.speed`, or `make bench`.
 
-training    a training step (forward and backward) of one layer beside its peers, for four works
-            (batch, steps, inputs, hidden size, slots); with --forms also our layer in PyTorch alone and the definition
-            under autograd, and with --keras_python the original's Keras layer
-behaviour   cost per token of long sequences, cost of the clip, peak memory, first call
-inference   reading a prompt and writing token by token, at batch 1, beside a GPT-2 of equal parameters
+training         a training step (forward and backward) of one layer beside its peers, for four works
+                 (batch, steps, inputs, hidden size, slots); with --forms also our layer in PyTorch alone and the
+                 definition under autograd, and with --keras_python the original's Keras layer
+behaviour        cost per token of long sequences, cost of the clip, peak memory, first call
+inference        reading a prompt and writing token by token, at batch 1, beside a GPT-2 of equal parameters
+language_models  a training step of whole language models of equal parameters, in sequences of 512 tokens
 
 All peers of a row run in one process, one after the other in every round, so that what else the machine does falls on
 all of them alike. A ratio is the median over rounds of ours divided by the peer's time in the same round, with its
@@ -19,6 +20,7 @@ import torch
 
 from .behaviour import print_behaviour
 from .inference import print_inference
+from .language_models import print_language_models
 from .peers import (
     STACK,
     WORKS,
@@ -32,7 +34,7 @@ from .peers import (
 )
 from .timing import fastest_product, peak_memory, ratio, rounds_of
 
-SECTIONS = ("training", "behaviour", "inference")
+SECTIONS = ("training", "behaviour", "inference", "language_models")
 
 
 def print_training(args: argparse.Namespace) -> None:
@@ -90,6 +92,8 @@ def main() -> None:
         print_behaviour(args.rounds)
     if "inference" in args.sections:
         print_inference(args.rounds)
+    if "language_models" in args.sections:
+        print_language_models(args.rounds)
 
 
 if __name__ == "__main__":

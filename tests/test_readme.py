@@ -71,6 +71,10 @@ def measures_briefly(command, folder):
     assert "floor" in run(*command, "--works", "a", "--rounds", "2")
 
 
+def times_models_briefly(command, folder):
+    assert "over the LSTM's" in run(*command, "--rounds", "2")
+
+
 def asks_briefly(command, folder):
     assert "by chance" in run(*command, "--steps", "2", "--output_dir", str(folder))
 
@@ -168,6 +172,7 @@ COMMANDS = {
     "make help": runs,
     "python -m benchmarks.speed --sections training --works a b": measures_briefly,
     "python -m benchmarks.speed --sections training --works b --forms": measures_briefly,
+    "python -m benchmarks.speed --sections language_models": times_models_briefly,
     "python -m benchmarks.recall --help": runs,
     "python -m benchmarks.recall --tasks mqar --models mixer transformer lstm": asks_briefly,
     "python -m serve.app --help": runs,
