@@ -3,7 +3,7 @@
 A text becomes one stream of tokens. It begins with the end-of-text token, from which its first token is predicted, and
 every row of the dataset is followed by its end: a newline where rows are lines of one running text (WikiText), the
 end-of-text token where every row is a document (stories, files). Nothing else is added or removed, so the tokens of a
-line-wise dataset decode to its text, byte for byte.
+line-wise dataset decode to its text, byte for byte; unless it is to be detokenized (`detokenize`).
 """
 
 import os
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_engram.hub import DataSource
 
 from .arguments import require
+from .detokenize import detokenize
 from .sources import dataset_source
 from .vocabulary import END_OF_TEXT, SMALLEST_VOCABULARY
 
@@ -46,6 +47,12 @@ class DataArguments:
             "help": "What a row of the dataset is: one of the 'lines' of a running text, as in WikiText, or one of "
             "many 'documents', which do not see each other. Text files are documents.",
             "choices": ROW_KINDS,
+        },
+    )
+    detokenized: bool = field(
+        default=False,
+        metadata={
+            "help": "Undo the spaces that WikiText has around punctuation. Words are counted before, as published."
         },
     )
     train_files: list[str] | None = field(
@@ -98,6 +105,7 @@ class DataArguments:
             )
         if self.dataset_name is not None and (self.validation_files or self.test_files):
             raise ValueError("validation_files and test_files go with train_files; a dataset brings its own splits.")
+        require(self, "detokenized", not self.detokenized or self.dataset_name is not None, "False, with train_files")
         require(self, "rows", self.rows in ROW_KINDS, f"one of {ROW_KINDS}")
         require(self, "mode", self.mode in MODES, f"one of {MODES}")
         require(self, "shuffle_buffer", self.shuffle_buffer >= 1, "a positive integer")
@@ -118,7 +126,7 @@ class DataArguments:
 
 
 def load_text(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
-    """Load the text with one column, `text`, whose rows carry their end.
+    """Load the text with two columns: `text`, whose rows carry their end, and how many `words` a row has.
 
     Returns:
         splits "train" (an `IterableDataset` with `args.streaming`), "validation" and, where there is one, "test".
@@ -145,19 +153,22 @@ def load_text(args: DataArguments) -> dict[str, Dataset | IterableDataset]:
     options = {
         "batched": True,
         "remove_columns": columns,
-        "fn_kwargs": {"text_column": args.text_column, "row_end": row_end},
+        "fn_kwargs": {"text_column": args.text_column, "row_end": row_end, "detokenized": args.detokenized},
     }
     if not args.streaming:
         options["desc"] = "Reading"
-    splits = {split: dataset[split].map(end_rows, **options) for split in ("train", *HELD_OUT) if split in dataset}
+    splits = {split: dataset[split].map(finish_rows, **options) for split in ("train", *HELD_OUT) if split in dataset}
     if args.streaming:
         splits |= {split: Dataset.from_list(list(splits[split])) for split in HELD_OUT if split in splits}
     return splits
 
 
-def end_rows(batch: dict[str, list[str]], text_column: str, row_end: str) -> dict[str, list[str]]:
-    """Add `row_end` to the rows that do not have it (on the Hub, WikiText's blank lines have lost theirs)."""
-    return {"text": [row if row.endswith(row_end) else row + row_end for row in batch[text_column]]}
+def finish_rows(batch: dict[str, list[str]], text_column: str, row_end: str, detokenized: bool) -> dict[str, list]:
+    """The rows, with `row_end` where they do not have it (on the Hub, WikiText's blank lines have lost theirs), and
+    their words."""
+    rows = [row.removesuffix(row_end) for row in batch[text_column]]
+    words = [len(row.split()) + 1 for row in rows]
+    return {"text": [(detokenize(row) if detokenized else row) + row_end for row in rows], "words": words}
 
 
 def hold_out_ends(dataset: DatasetDict, fraction: float) -> DatasetDict:
@@ -180,8 +191,8 @@ class TokenizedText:
 
     Attributes:
         tokens: token ids `[num_tokens]`, the first of them the end-of-text token that begins the text.
-        words: whitespace-separated words plus one end per row (a text file is one row), the count by which perplexities
-            per word are published: 245,569 for WikiText's test split.
+        words: whitespace-separated words of the dataset plus one end per row (a text file is one row), the count by
+            which perplexities per word are published: 245,569 for WikiText's test split.
     """
 
     tokens: np.ndarray
@@ -198,11 +209,11 @@ def tokenize(text: Dataset, tokenizer: PreTrainedTokenizerBase) -> TokenizedText
         encode_rows,
         batched=True,
         remove_columns=text.column_names,
-        features=Features({"tokens": List(Value("int32")), "words": Value("int32")}),
+        features=Features({"tokens": List(Value("int32"))}),
         fn_kwargs={"tokenizer": tokenizer},
         desc="Tokenizing",
     )
-    words = pc.sum(encoded.data.column("words")).as_py()
+    words = pc.sum(text.data.column("words")).as_py()
     column = encoded.data.column("tokens")
     if not encoded.cache_files:
         tokens = np.empty(1 + token_count(column), dtype=np.int32)
@@ -233,7 +244,6 @@ def fill(tokens: np.ndarray, column: pa.ChunkedArray, first: int) -> None:
         place += len(values)
 
 
-def encode_rows(batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase) -> dict[str, list]:
-    """Tokens and word counts of a batch of rows."""
-    words = [len(row.removesuffix(END_OF_TEXT).split()) + 1 for row in batch["text"]]
-    return {"tokens": tokenizer(batch["text"])["input_ids"], "words": words}
+def encode_rows(batch: dict[str, list], tokenizer: PreTrainedTokenizerBase) -> dict[str, list[list[int]]]:
+    """Tokens of a batch of rows."""
+    return {"tokens": tokenizer(batch["text"])["input_ids"]}
