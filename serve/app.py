@@ -10,7 +10,7 @@ import sys
 from importlib import import_module, util
 from pathlib import Path
 
-MODEL = "model_cards/enn-books-mixer"
+MODEL = "model_cards/enn-wikitext103-mixer"
 IMAGE_MODEL = "model_cards/enn-mnist-rows"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 

@@ -18,10 +18,10 @@ PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden
 AT_ONCE: dict[str, Any] = {**PRIVATE, "queue": False}
 ANSWERED: dict[str, Any] = {**PRIVATE, "concurrency_limit": None}  # what is not queued cannot answer with a message
 EXAMPLES = [
+    "The river rises in the hills north of the town and",
+    "The album was recorded in London in 1994.",
+    "== Early life ==\n",
     "It is a truth universally acknowledged",
-    "“My dear Watson,” said Holmes,",
-    "Alice was beginning to get very tired of",
-    "ROMEO:\n",
 ]
 MEMORY_HELP = """
 **Fork** keeps a copy here, to begin with again under *Begin with*. **Download** saves the memory to a file;
