@@ -292,8 +292,8 @@ def test_the_keyboard_starts_and_stops_a_run_and_does_not_start_two(visitor):
 
 
 def test_an_example_is_a_prompt(visitor):
-    visitor.page.get_by_text("My dear Watson").click()
-    expect(visitor.prompt()).to_have_value(re.compile("My dear Watson"))
+    visitor.page.get_by_text("The album was recorded").click()
+    expect(visitor.prompt()).to_have_value(re.compile("The album was recorded"))
 
 
 def test_dark_mode(visit):
