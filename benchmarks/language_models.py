@@ -3,11 +3,13 @@
 import statistics
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from train.allocator import keep_freed_memory
 from train.models import LanguageModelArguments, make_model
 
+from .peers import backward_step
 from .timing import Step, ratio, rounds_of
 
 PARAMETERS = 2_000_000  # beside the embeddings, as in the comparison on WikiText-103
@@ -32,14 +34,9 @@ def language_model(**options: object) -> PreTrainedModel:
     return make_model(model_args, "language", vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0)
 
 
-def training_step(model: PreTrainedModel, input_ids: torch.Tensor) -> Step:
-    """A function that runs forward and backward once."""
-
-    def step() -> None:
-        model.zero_grad(set_to_none=True)
-        model(input_ids, labels=input_ids).loss.backward()
-
-    return step
+def training_step(model: PreTrainedModel, input_ids: Tensor) -> Step:
+    """A function that runs forward and backward once, on these tokens."""
+    return backward_step(model, lambda: model(input_ids, labels=input_ids).loss)
 
 
 def print_language_models(rounds: int) -> None:

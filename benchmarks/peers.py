@@ -65,15 +65,20 @@ def equal_lstm_stack(work: Work) -> nn.LSTM:
     return nn.LSTM(work.inputs, width, 2, batch_first=True)
 
 
-def training_step(module: nn.Module, run: Callable[[Tensor], Tensor], work: Work) -> Step:
-    """A function that runs forward and backward once, on random input."""
-    x = torch.randn(work.batch, work.steps, work.inputs)
+def backward_step(module: nn.Module, loss: Callable[[], Tensor]) -> Step:
+    """A function that runs forward and backward once."""
 
     def step() -> None:
         module.zero_grad(set_to_none=True)
-        run(x).sum().backward()
+        loss().backward()
 
     return step
+
+
+def training_step(module: nn.Module, run: Callable[[Tensor], Tensor], work: Work) -> Step:
+    """A function that runs forward and backward once, on random input."""
+    x = torch.randn(work.batch, work.steps, work.inputs)
+    return backward_step(module, lambda: run(x).sum())
 
 
 def engram_step(work: Work, **config: object) -> Step:

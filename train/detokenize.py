@@ -23,8 +23,8 @@ def detokenize(row: str) -> str:
     end = row[len(line) :]
     heading = HEADING.match(line)
     if heading is not None:
-        level, title, _ = (part.replace(" ", "") if index != 1 else part for index, part in enumerate(heading.groups()))
-        return f"{level} {detokenize(title)} {level}{end}"
+        opening, title, closing = heading.groups()
+        return f"{opening.replace(' ', '')} {detokenize(title)} {closing.replace(' ', '')}{end}"
     line = QUOTED.sub(r'"\1"', line)
     for pattern, replacement in SPACES:
         line = pattern.sub(replacement, line)
