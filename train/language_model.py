@@ -208,8 +208,13 @@ def run(
     tokenizer = None if checkpoint is None else AutoTokenizer.from_pretrained(checkpoint)
     trainer, texts = build_trainer(model_args, data_args, training_args, tokenizer)
     metrics = train(trainer, checkpoint)
-    options = ("mode", "block_size") if data_args.train_files is None else ("mode", "block_size", "validation_fraction")
-    arguments = {name: getattr(data_args, name) for name in options}
+    told = {
+        "mode": True,
+        "block_size": True,
+        "validation_fraction": data_args.train_files is not None,
+        "detokenized": data_args.detokenized,
+    }
+    arguments = {name: getattr(data_args, name) for name, matters in told.items() if matters}
     language = data_args.language
     description = describe(training_args, data_args.source(), command, language=language, arguments=arguments)
     example = torch.tensor(texts["validation"].text.tokens[None, :EXAMPLE_TOKENS], dtype=torch.long)

@@ -123,8 +123,8 @@ def test_a_run_learns_and_leaves_a_model_that_loads(tmp_path, capsys):
 
 @pytest.mark.parametrize("architecture", ["enn", "mixer", "hybrid", "transformer"])
 def test_a_run_leaves_a_folder_that_is_ready_for_the_hub(architecture, tmp_path):
-    licences = ["--data_license", "cc0-1.0", "--model_license", "mit"]
-    arguments = debug_run(tmp_path, "--architecture", architecture, *licences)
+    told = ["--data_license", "cc0-1.0", "--model_license", "mit", "--detokenized", "true"]
+    arguments = debug_run(tmp_path, "--architecture", architecture, *told)
     results = run(*arguments, command="python -m train.language_model mine.yaml")
     assert find_problems(tmp_path) == []
     assert not list(tmp_path.glob("*.bin"))
@@ -133,7 +133,11 @@ def test_a_run_leaves_a_folder_that_is_ready_for_the_hub(architecture, tmp_path)
     assert {(score.dataset_split, score.metric_value) for score in card.data.eval_results} >= {
         (split, results[f"{split}_perplexity"]) for split in ("validation", "test")
     }
-    for stated in ("python -m train.language_model mine.yaml", "cc0-1.0", "| `learning_rate` | 0.01 |"):
+    command, rows = (
+        "python -m train.language_model mine.yaml",
+        ("| `learning_rate` | 0.01 |", "| `detokenized` | True |"),
+    )
+    for stated in (command, "cc0-1.0", *rows):
         assert stated in card.text
     assert ("](trace.png)" in card.text) == (architecture != "transformer")
     model = AutoModelForCausalLM.from_pretrained(tmp_path, trust_remote_code=True)

@@ -104,3 +104,17 @@ def test_kept_runs_have_the_best_rate_of_those_that_were_tried(folder):
         assert rate_beyond(losses, best) is None
         for seed in runs:
             assert float(options_of(folder / model / f"seed-{seed}")["--learning_rate"]) == best
+
+
+def test_the_readme_says_what_the_shipped_checkpoint_reaches():
+    card = Path("model_cards/enn-wikitext103-mixer")
+    results = json.loads((card / "all_results.json").read_text())
+    (said,) = (text for name, text in (row[:2] for row in ROWS) if name == "quality, text")
+    assert f"**{number(results['test_word_perplexity'])}**" in said
+    assert f"{results['parameters']:,} parameters" in said
+    # Trained with what the preset says.
+    preset = yaml.safe_load(Path("train/configs/wikitext103_mixer.yaml").read_text(encoding="utf-8"))
+    arguments = json.loads((card / "run.json").read_text())["arguments"]
+    told = arguments.keys() & preset.keys()
+    assert {"detokenized", "max_steps", "learning_rate"} <= told
+    assert {name: arguments[name] for name in told} == {name: preset[name] for name in told}
