@@ -35,8 +35,8 @@ def language_model(**options: object) -> PreTrainedModel:
 
 
 def training_step(model: PreTrainedModel, input_ids: Tensor) -> Step:
-    """A function that runs forward and backward once, on these tokens."""
-    return backward_step(model, lambda: model(input_ids, labels=input_ids).loss)
+    """A function that runs forward and backward once, on these tokens, as `train.trainer` does."""
+    return backward_step(model, lambda: model(input_ids, labels=input_ids, skip_logits=True).loss)
 
 
 def print_language_models(rounds: int) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers import initialization as init
@@ -32,7 +33,7 @@ from .ops_mixer_enn import MixerReads
 from .ops_token_memory_enn import TokenReads
 from .projections_enn import Projection, ResidualProjection
 from .safetensors_enn import SafetensorsOnly
-from .token_memory_enn import INITIAL_SCALE, INITIAL_TIMESCALE, TokenMemory
+from .token_memory_enn import INITIAL_SCALE, INITIAL_TIMESCALE, TokenMemory, mean_loss
 from .token_memory_enn import INITIAL_TEMPERATURE as INITIAL_TOKEN_TEMPERATURE
 
 
@@ -331,16 +332,25 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         plastic: bool = True,
         slot_mask: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool = False,
         **kwargs: Unpack[TransformersKwargs],
     ) -> EnnCausalLMOutput:
         r"""
         Args, beside those of [`EnnModel`]:
             labels: token ids `[B, T]`, shifted inside; -100 is ignored.
             logits_to_keep: how many last steps to compute logits for (0: all), or their indices.
+            skip_logits: with labels, return the loss alone; `logits` is `None`. Training with a token memory is
+                faster so, since only the labels' probabilities are mixed.
 
         With a token memory, `logits` are logarithms of probabilities; it reads `input_ids`, obeys `write_mask` and
         `plastic`, and knows nothing of `slot_mask`.
+
+        Raises:
+            ValueError: as [`EnnModel`]; or skip_logits without labels, or with logits_to_keep.
         """
+        every_step = isinstance(logits_to_keep, int) and logits_to_keep == 0
+        if skip_logits and (labels is None or not every_step):
+            raise ValueError("skip_logits=True leaves the loss alone: give labels, and no logits_to_keep.")
         masks, token_reads = NO_MASKS, None
         if self.token_memory is not None:
             if input_ids is None:
@@ -363,21 +373,30 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
             return_dict=True,
             **kwargs,
         )
+        hidden_states = outputs.last_hidden_state
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, keep])
+        logits = self.lm_head(hidden_states[:, keep])
+        targets = None if labels is None else kwargs.get("shift_labels")
+        if labels is not None and targets is None:
+            targets = F.pad(labels[:, 1:], (0, 1), value=-100)
         if self.token_memory is not None:
             cache = outputs.past_key_values if past_key_values is None else past_key_values
-            every_step = isinstance(logits_to_keep, int) and logits_to_keep == 0
-            kept = None if every_step else torch.arange(input_ids.shape[1], device=logits.device)[keep]
-            logits, reads = self._remember(logits, outputs.last_hidden_state, input_ids, cache, masks, plastic, kept)
+            some = {
+                "kept": None if every_step else torch.arange(input_ids.shape[1], device=logits.device)[keep],
+                "targets": targets if skip_logits else None,
+            }
+            logits, reads = self._remember(logits, hidden_states, input_ids, cache, masks, plastic, **some)
             token_reads = reads if kwargs.get("output_reads") else None
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
-            loss = self.add_recall_entropy(loss, outputs, kwargs.get("shift_labels", labels[:, 1:]), **kwargs)
+            if self.token_memory is not None and skip_logits:
+                loss = mean_loss(logits, targets, kwargs.get("num_items_in_batch"))
+            else:
+                loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.config.vocab_size, **kwargs)
+            loss = self.add_recall_entropy(loss, outputs, targets, **kwargs)
         return EnnCausalLMOutput(
             loss=loss,
-            logits=logits,
+            logits=None if skip_logits else logits,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             recall=outputs.recall,
@@ -396,13 +415,16 @@ class EnnForCausalLM(EnnPreTrainedModel, EnnGenerationMixin):
         past_key_values: Cache | None,
         masks: StepMasks,
         plastic: bool,
-        kept: Tensor | None,
+        **some: Tensor | None,
     ) -> tuple[Tensor, TokenReads]:
-        """Logits, mixed with what the token memory recalls, and its reads; its new state goes to the cache."""
+        """What the token memory makes of the logits, and its reads; its new state goes to the cache.
+
+        `some` steps, or tokens, are told as to [`TokenMemory`].
+        """
         cache = None if past_key_values is None else past_key_values.layers[-1]
         state = state_on(logits.device, cache)
         logits, state, reads = self.token_memory(
-            logits, hidden_states, input_ids, state, masks, plastic, kept, with_state=cache is not None
+            logits, hidden_states, input_ids, state, masks, plastic, with_state=cache is not None, **some
         )
         if cache is not None:
             cache.store(state, input_ids.shape[1])

@@ -43,6 +43,12 @@ class TokenMemoryState(NamedTuple):
     trace: Tensor  # [B, V, N], float32 at least
 
 
+def empty_trace(reads: TokenReads, vocab_size: int) -> Tensor:
+    """A trace in which nothing is written, `[B, V, N]`."""
+    batch, _, slots = reads.addresses.shape
+    return reads.addresses.new_zeros(batch, vocab_size, slots)
+
+
 def write_addresses(
     addresses: Tensor, last: Tensor, valid: Tensor | None = None, restart: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torch import Tensor
 
 from .configuration_enn import EnnConfig
@@ -9,7 +10,7 @@ from .dispatch_enn import selected_scan
 from .ops_enn import NO_MASKS, StepMasks, l2_normalize, state_dtype
 from .ops_token_memory_enn import TokenMemoryState, TokenReads, write_addresses
 from .projections_enn import Projection
-from .scan_token_memory_enn import mix, token_memory_scan
+from .scan_token_memory_enn import mix, mix_targets, target_memory_scan, token_memory_scan
 
 INITIAL_TIMESCALE = 500  # tokens over which the memory forgets, before training
 INITIAL_TEMPERATURE = 0.04  # of cosines: an address is spread over a few slots
@@ -36,9 +37,10 @@ class TokenMemory(nn.Module):
         masks: StepMasks = NO_MASKS,
         plastic: bool = True,
         kept: Tensor | None = None,
+        targets: Tensor | None = None,
         with_state: bool = True,
     ) -> tuple[Tensor, TokenMemoryState | None, TokenReads]:
-        """Mix what is recalled into the logits.
+        """Mix what is recalled into the logits, or into those of one token of every step.
 
         Args:
             logits: of the kept steps `[B, T or len(kept), V]`.
@@ -48,17 +50,25 @@ class TokenMemory(nn.Module):
             masks: steps that are padding, begin a document, or do not write.
             plastic: `False` leaves the trace as it is.
             kept: indices of the steps that `logits` are of; `None` for all.
+            targets: token ids `[B, T]`, or -100 where nothing is asked, with the logits of all steps. These alone are
+                mixed, and nothing as large as the vocabulary is kept.
             with_state: `False` where the state after the last step is not needed.
 
         Returns:
-            logarithms of probabilities, shaped as `logits`, in float32 at least; the state after the last step; and
-            what the steps asked and wrote.
+            logarithms of probabilities, shaped as `logits`, or as `targets`, in float32 at least; the state after the
+            last step; and what the steps asked and wrote.
         """
         reads, last = self.reads(hidden_states, input_ids, state, masks, plastic)
         trace = None if state is None else state.trace.to(last.dtype)
         with torch.autocast(logits.device.type, enabled=False):
-            recalled, trace = token_memory_scan(reads, trace, logits.shape[-1], masks.restart, kept, with_state)
-            mixed = mix(logits.to(last.dtype), recalled)
+            logits, vocab_size = logits.to(last.dtype), logits.shape[-1]
+            if targets is None:
+                recalled, trace = token_memory_scan(reads, trace, vocab_size, masks.restart, kept, with_state)
+                mixed = mix(logits, recalled)
+            else:
+                mass, total, trace = target_memory_scan(reads, targets, trace, vocab_size, masks.restart, with_state)
+                own = -F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(mass)
+                mixed = mix_targets(own, mass, total)
         return mixed, TokenMemoryState(last, trace) if with_state else None, reads
 
     def reads(
@@ -90,3 +100,14 @@ class TokenMemory(nn.Module):
         """Sizes and the form in use."""
         slots, width = self.slot_keys.shape
         return f"slots={slots}, width={width}, scan={selected_scan()}"
+
+
+def mean_loss(scores: Tensor, targets: Tensor, num_items_in_batch: Tensor | int | None = None) -> Tensor:
+    """The loss of the targets' log probabilities `[B, T]`, averaged as transformers' loss of a causal language model.
+
+    Args:
+        targets: token ids `[B, T]`, -100 where nothing is asked.
+        num_items_in_batch: of the whole batch, where this is a part of it; `None`: the targets at hand.
+    """
+    asked = (targets != -100).to(scores.device)
+    return -(scores * asked).sum() / (asked.sum() if num_items_in_batch is None else num_items_in_batch)

@@ -59,6 +59,17 @@ def test_a_whole_model_compiles_without_graph_breaks(architecture):
     torch.testing.assert_close(gradients(model), wanted)
 
 
+@pytest.mark.slow
+def test_a_loss_without_logits_compiles_without_graph_breaks():
+    model, input_ids = tiny_model(**TINY_ARCHITECTURES["token_memory"]).train(), tokens(2, 70)
+    inputs = {"input_ids": input_ids, "labels": input_ids, "use_cache": False, "skip_logits": True}
+    model(**inputs).loss.backward()
+    wanted = {name: grad.clone() for name, grad in gradients(model).items()}
+    model.zero_grad()
+    torch.compile(model, **compiled)(**inputs).loss.backward()
+    torch.testing.assert_close(gradients(model), wanted)
+
+
 def test_a_layer_without_compiled_loops_compiles_without_graph_breaks(monkeypatch):
     monkeypatch.setenv("HF_ENGRAM_SCAN", "chunkwise")
     model, input_ids = tiny_model(), tokens(2, 70)

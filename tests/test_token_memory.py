@@ -85,6 +85,75 @@ def test_parallel_form_equals_the_definition_with_state_documents_and_erasures(m
     close(*both_forms(monkeypatch, run), tolerance=1e-8)
 
 
+def loss_of(logits, targets, count=None):
+    """Mean negative logarithm of the targets' probabilities, in the dtype of the logits; -100 is no target."""
+    asked = targets != -100
+    scores = logits.gather(2, targets.clamp_min(0)[..., None])[..., 0]
+    return -scores[asked].sum() / (asked.sum() if count is None else count)
+
+
+def losses_with_and_without_logits(monkeypatch, model, inputs, targets, text_before=None):
+    """Loss, state and gradients from the logits of the definition, and from either form without logits."""
+    results = []
+    for scan, skip_logits in (("definition", False), ("auto", True), ("definition", True)):
+        monkeypatch.setenv("HF_ENGRAM_SCAN", scan)
+        model.zero_grad()
+        cache = None if text_before is None else model(text_before, use_cache=True).past_key_values
+        outputs = model(**inputs, past_key_values=cache, use_cache=True, skip_logits=skip_logits)
+        loss = outputs.loss if skip_logits else loss_of(outputs.logits, targets, inputs.get("num_items_in_batch"))
+        loss.backward()
+        results.append((loss.detach(), outputs.past_key_values.layers[-1].state, gradients(model)))
+    return results
+
+
+@dtypes
+@pytest.mark.parametrize("steps", LENGTHS[1:])
+@pytest.mark.parametrize("batch", [1, 3])
+def test_loss_without_logits_is_that_of_the_definition(steps, batch, dtype, monkeypatch):
+    model, input_ids = token_model(dtype, **MIXER), tokens(batch, steps)
+    targets = torch.nn.functional.pad(input_ids[:, 1:], (0, 1), value=-100)
+    inputs = {"input_ids": input_ids, "labels": input_ids}
+    expected, *found = losses_with_and_without_logits(monkeypatch, model, inputs, targets)
+    for one in found:
+        close(one, expected, tolerance=TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("counted", [None, 100])
+def test_loss_without_logits_heeds_padding_state_documents_erasures_and_labels(side, counted, monkeypatch):
+    model, inputs = token_model(), left_padded([CHUNK_SIZE + 9, 40])
+    if side == "right":
+        inputs = {name: value.flip(1) for name, value in inputs.items()}
+    steps = inputs["input_ids"].shape[1]
+    inputs |= {"position_ids": (torch.arange(steps)[None] + 5) % 30, "write_mask": torch.rand(2, steps) > 0.3}
+    targets = tokens(2, steps).where(inputs["attention_mask"].bool() & (torch.rand(2, steps) > 0.2), -100)
+    inputs |= {"labels": inputs["input_ids"], "shift_labels": targets, "num_items_in_batch": counted}
+    expected, *found = losses_with_and_without_logits(monkeypatch, model, inputs, targets, text_before=tokens(2, 9))
+    for one in found:
+        close(one, expected, tolerance=1e-9)
+
+
+def test_loss_without_logits_of_an_unlikely_token_is_finite():
+    model, input_ids = token_model(torch.float32), tokens(2, 12)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(300)
+    outputs = model(input_ids, labels=input_ids, skip_logits=True)
+    outputs.loss.backward()
+    assert outputs.loss.isfinite()
+    assert all(grad.isfinite().all() for grad in gradients(model).values())
+
+
+@pytest.mark.parametrize("token_memory_size", [None, 6])
+def test_skipped_logits_are_not_there_and_need_labels(token_memory_size):
+    model, input_ids = tiny_model(token_memory_size=token_memory_size, recall_entropy_weight=0.1), tokens(2, 9)
+    outputs = model(input_ids, labels=input_ids, skip_logits=True)
+    assert outputs.logits is None
+    close(outputs.loss.float(), model(input_ids, labels=input_ids).loss.float(), tolerance=1e-6)
+    for wrong in ({}, {"labels": input_ids, "logits_to_keep": 2}):
+        with pytest.raises(ValueError, match="skip_logits=True leaves the loss alone: give labels, and no logits_to"):
+            model(input_ids, skip_logits=True, **wrong)
+
+
 @networks
 def test_every_parameter_learns(network):
     model, input_ids = token_model(**network).train(), tokens(2, 20)
