@@ -25,6 +25,7 @@ FIELDS_OF_LAYER_TYPES = {
         "initial_state_std",
         "recall_temperature",
         "sparsity_strength",
+        "layer_scale_init_value",
     ),
     ("engram_mixer",): ("conv_kernel",),
     MEMORY_LAYER_TYPES: ("memory_size", "recall_entropy_weight"),
@@ -89,6 +90,10 @@ class EnnConfig(PreTrainedConfig):
         residual (`bool`, *optional*, defaults to `False`):
             Wrap each cell in a pre-norm residual block (`x + cell(norm(x))`) and normalise after the last one. Always
             so when there are layers of other types than `"engram"`.
+        layer_scale_init_value (`float`, *optional*):
+            What `"engram"` layers add to the residual stream is scaled, unit by unit, by learned numbers that begin at
+            this value (LayerScale, arXiv 2103.17239). A cell's hidden state is normalised, fifty times as large as
+            the embeddings: scaled to their size (0.02) it learns language sooner. `None`: no scale.
         hidden_dropout (`float`, *optional*, defaults to 0.0):
             Dropout on the output of every layer.
         embedding_dropout (`float`, *optional*, defaults to 0.0):
@@ -202,6 +207,7 @@ class EnnConfig(PreTrainedConfig):
     use_layer_norm: bool = True
     layer_norm_eps: float = 1e-6
     residual: bool = False
+    layer_scale_init_value: float | int | None = None
     hidden_dropout: float | int = 0.0
     embedding_dropout: float | int = 0.0
     classifier_dropout: float | int = 0.0
@@ -327,6 +333,9 @@ class EnnConfig(PreTrainedConfig):
 
     def validate_constants(self) -> None:
         """Dropouts are probabilities, the other constants of the network finite."""
+        scale = self.layer_scale_init_value
+        fits = scale is None or (self.residual and 0 < scale < math.inf)
+        self._require("layer_scale_init_value", fits, "a finite number above 0 with residual=True, or None")
         self._require("layer_norm_eps", 0 < self.layer_norm_eps < math.inf, "a finite number above 0")
         self._require("initializer_range", 0 <= self.initializer_range < math.inf, "a finite number, 0 or more")
         for name in ("hidden_dropout", "embedding_dropout", "classifier_dropout"):

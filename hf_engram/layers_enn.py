@@ -194,17 +194,21 @@ class StatefulLayer(GradientCheckpointingLayer):
 
 
 class EnnLayer(StatefulLayer):
-    """One engram layer: the bare cell, or the cell in a pre-norm residual block."""
+    """One engram layer: the bare cell, or the cell in a pre-norm residual block, its outputs scaled if so asked."""
 
     def __init__(self, config: EnnConfig, layer_idx: int, input_size: int) -> None:
         super().__init__(config, layer_idx, input_size)
         self.cell = EnnCell(config, input_size)
+        scaled = config.layer_scale_init_value is not None
+        self.layer_scale = nn.Parameter(torch.empty(config.hidden_size)) if scaled else None
 
     def mix(
         self, x: Tensor, state: CellState | None, masks: StepMasks, plastic: bool, slots: Tensor | None
     ) -> tuple[Tensor, Tensor, CellState]:
         """The cell."""
         outputs, recall, trace, _, hidden = self.cell(x, state, masks, plastic, slots)
+        if self.layer_scale is not None:
+            outputs = outputs * self.layer_scale.to(outputs.dtype)
         return outputs, recall, CellState(hidden, trace)
 
 

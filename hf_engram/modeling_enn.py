@@ -25,7 +25,7 @@ from .cache_enn import are_of_types, empty_state, misfit, own_layers, state_on
 from .configuration_enn import IMAGE_SEQUENCES, EnnConfig
 from .generation_enn import EnnGenerationMixin
 from .images_enn import PositionEmbeddings, image_to_sequence
-from .layers_enn import EnnCell, Pooling, StatefulLayer, initial_gate_bias, make_layer
+from .layers_enn import EnnCell, EnnLayer, Pooling, StatefulLayer, initial_gate_bias, make_layer
 from .masks_enn import check_packing, mean_entropy, padding_mask, slots_by_layer, step_masks
 from .mixer_enn import INITIAL_TEMPERATURE, INITIAL_TRACE_SCALE, EngramMixer, initial_decay_bias
 from .ops_enn import NO_MASKS, StepMasks
@@ -114,6 +114,9 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
             if module.gate is not None:
                 init.xavier_uniform_(module.gate.weight)
                 init.copy_(module.gate.bias, initial_gate_bias(self.config.longest_timescale, len(module.gate.bias)))
+        elif isinstance(module, EnnLayer):
+            if module.layer_scale is not None:
+                init.constant_(module.layer_scale, self.config.layer_scale_init_value)
         elif isinstance(module, EngramMixer):
             bound = len(module.conv_weight) ** -0.5
             init.uniform_(module.conv_weight, -bound, bound)

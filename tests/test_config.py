@@ -18,6 +18,7 @@ WRONG_TYPES = {
     "hebbian_lr": ["0.1", None],
     "layer_norm_eps": ["1e-6", None],
     "longest_timescale": ["100"],
+    "layer_scale_init_value": ["0.02"],
     "trace_clip": ["0.1"],
     "trace_scope": [None, 1],
     "pooling": [None],
@@ -34,6 +35,7 @@ WRONG_VALUES = {
     "integrator_size": [0],
     "longest_timescale": [1.5, -4, math.inf, math.nan],
     "memory_size": [0],
+    "layer_scale_init_value": [0.02],  # nothing is added to a residual stream here
     "layer_norm_eps": [0.0, math.nan],
     "initializer_range": [-0.1, math.inf],
     "hidden_dropout": [1.0, -0.1],
@@ -81,6 +83,12 @@ def test_wrong_value_names_field_value_and_what_is_allowed(name, value):
     assert f"`{name}` is {value!r}; allowed: " in str(error.value)
 
 
+@pytest.mark.parametrize("value", [0, -0.1, math.inf, math.nan])
+def test_scale_of_residual_layers_is_above_0(value):
+    with pytest.raises(StrictDataclassError, match=r"`layer_scale_init_value` is .*; allowed: a finite number above 0"):
+        tiny_config(residual=True, layer_scale_init_value=value)
+
+
 @pytest.mark.parametrize(("name", "value"), cases(WRONG_IMAGE_VALUES))
 def test_wrong_image_value_names_field_value_and_what_is_allowed(name, value):
     with pytest.raises(StrictDataclassError) as error:
@@ -106,7 +114,7 @@ def test_whole_numbers_are_taken_where_floats_are_meant(value):
         {},
         {"vocab_size": None, "embedding_size": 7},
         {"num_hidden_layers": 3, "residual": True, "integrator_size": 5},
-        {"integrator": "gated", "longest_timescale": 100},
+        {"integrator": "gated", "longest_timescale": 100, "residual": True, "layer_scale_init_value": 0.02},
         {"trace_clip": 0.1, "trace_scope": "batch", "pooling": "attention"},
         {"bos_token_id": 1, "eos_token_id": [2, 3], "pad_token_id": 0},
         {"id2label": {0: "cat", 1: "dog", 2: "bird"}, "problem_type": "multi_label_classification"},

@@ -35,6 +35,17 @@ def test_hidden_states_recall_and_traces_on_request(model_class, architecture):
     same(list(outputs.traces), [layer.state.trace for layer in outputs.past_key_values.layers])
 
 
+def test_a_residual_layer_adds_its_normalised_cell_scaled():
+    model, input_ids = tiny_model(EnnModel, residual=True, layer_scale_init_value=0.02), tokens(2, 9)
+    [layer] = model.layers
+    embeddings = model.embed_tokens(input_ids)
+    cell, *_ = layer.cell(layer.input_norm(embeddings))
+    same(layer.layer_scale, torch.full((16,), 0.02).double())
+    layer.layer_scale.data.normal_()
+    expected = model.norm(embeddings + layer.layer_scale * cell)
+    close(model(input_ids).last_hidden_state, expected)
+
+
 def base_inputs(model, inputs):
     """The inputs of the backbone under `model`."""
     if "pixel_values" not in inputs:

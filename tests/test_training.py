@@ -28,6 +28,7 @@ PATHS = {
     "narrow_residual": (EnnForCausalLM, {"tie_word_embeddings": False, "embedding_size": 7, "residual": True}),
     "stacked": (EnnForCausalLM, {"num_hidden_layers": 3}),
     "stacked_residual": (EnnForCausalLM, {"num_hidden_layers": 3, "residual": True}),
+    "scaled": (EnnForCausalLM, {"num_hidden_layers": 2, "residual": True, "layer_scale_init_value": 0.02}),
     "without_layer_norm": (EnnForCausalLM, {"use_layer_norm": False}),
     "clipped": (EnnForCausalLM, {"trace_clip": 0.15}),
     "paper": (EnnForCausalLM, {"trace_clip": 0.15, "trace_scope": "batch", "trace_noise": 0.001}),

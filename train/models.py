@@ -71,6 +71,12 @@ class ModelArguments:
     residual: bool = field(
         default=False, metadata={"help": "Wrap each layer in a pre-norm block, as mixers and attention always are."}
     )
+    layer_scale_init_value: float | None = field(
+        default=None,
+        metadata={
+            "help": "ENN with residual: begin with what a layer adds scaled to this, about the size of the embeddings."
+        },
+    )
     hidden_dropout: float = field(default=0.1, metadata={"help": "Dropout on the output of every layer."})
     embedding_dropout: float = field(default=0.1, metadata={"help": "Dropout on the input of the first layer."})
     initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of embeddings and heads."})
