@@ -82,7 +82,9 @@ class EnnConfig(PreTrainedConfig):
         longest_timescale (`float`, *optional*):
             Longest of the time scales, in steps, at which the units of a `"gated"` integrator start out, spread evenly
             on a log scale from 2 (compare the chrono initialisation, arXiv 1804.11188): as many as the steps of a
-            sequence are a good choice where the last step has to know the first. By default all start at 3.7.
+            sequence are a good choice where the last step has to know the first. By default all start at 3.7. With 2,
+            a state that is carried on beyond the length of training sequences stays what it was there: slower units
+            drift (docs/log.md, 2026-11-28).
         use_layer_norm (`bool`, *optional*, defaults to `True`):
             Layer normalisation of the encoding and of the hidden state.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
