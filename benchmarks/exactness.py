@@ -53,7 +53,11 @@ def token_ids(rows: int, steps: int = STEPS) -> Tensor:
 
 def gradients(model: EnnForCausalLM, input_ids: Tensor) -> Tensor:
     """All gradients of the language model's loss, in one vector."""
-    loss = model(input_ids, labels=input_ids, use_cache=False).loss
+    return gradients_of(model(input_ids, labels=input_ids, use_cache=False).loss, model)
+
+
+def gradients_of(loss: Tensor, model: EnnForCausalLM) -> Tensor:
+    """All gradients of a loss, in one vector."""
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))])
 
 
@@ -144,6 +148,16 @@ def checkpointing(dtype: torch.dtype, layers: str) -> Iterator[Claim]:
     )
 
 
+def loss_alone(dtype: torch.dtype, layers: str) -> Iterator[Claim]:
+    """With a token memory, the loss without logits has the gradients of the logits' own."""
+    if "token_memory_size" in LAYERS[layers]:
+        model, input_ids = make_model(dtype, layers), token_ids(3)
+        scores = model(input_ids).logits[:, :-1].gather(2, input_ids[:, 1:, None])
+        found = gradients_of(model(input_ids, labels=input_ids, skip_logits=True).loss, model)
+        error = relative_error(found, gradients_of(-scores.mean(), model))
+        yield claim(f"{layers}: gradients of the loss without logits", error, dtype)
+
+
 def claim(text: str, error: float, dtype: torch.dtype) -> Claim:
     """A claim with the tolerance of its dtype."""
     return Claim(f"{text}, {name_of(dtype)}", error, TOLERANCES[dtype])
@@ -158,7 +172,7 @@ def all_claims(reference: Path) -> Iterator[Claim]:
     """Every claim, measured as it is asked for."""
     yield from original(reference)
     for dtype, layers in product(TOLERANCES, LAYERS):
-        for group in (scans, state, checkpointing):
+        for group in (scans, state, checkpointing, loss_alone):
             yield from group(dtype, layers)
 
 
