@@ -1,42 +1,45 @@
 """A training step of whole language models of equal parameters, in sequences of 512 tokens."""
 
+import dataclasses
 import statistics
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from train.allocator import keep_freed_memory
-from train.models import LanguageModelArguments, make_model
+from train.comparison import read_comparison
+from train.language_model import parse
+from train.models import make_model
 
 from .peers import backward_step
 from .timing import Step, ratio, rounds_of
 
-PARAMETERS = 2_000_000  # beside the embeddings, as in the comparison on WikiText-103, and the models as there
+COMPARISON = "train/configs/compare/wikitext103.yaml"
 TOKENS, VOCABULARY = 512, 4096
 BATCHES = (1, 2, 4, 8)
 PEER = "LSTM"
+# Of the comparison, and what the table calls them.
 MODELS = {
-    "mixer": {"architecture": "mixer"},
-    "mixer, token memory": {"architecture": "mixer", "token_memory_size": 256},
-    "gated cell": {
-        "integrator": "gated",
-        "hidden_size": 352,
-        "layer_scale_init_value": 0.02,
-        "longest_timescale": 2,
-    },
-    PEER: {"architecture": "lstm"},
-    "GRU": {"architecture": "gru"},
-    "Transformer": {"architecture": "transformer"},
+    "mixer": "mixer",
+    "mixer_token_memory": "mixer, token memory",
+    "gated": "gated cell",
+    "lstm": PEER,
+    "gru": "GRU",
+    "transformer": "Transformer",
 }
 
 
-def language_model(**options: object) -> PreTrainedModel:
-    """Two layers of this architecture, untrained, as `train.language_model` makes them."""
-    torch.manual_seed(0)
-    sizes = {"parameters": PARAMETERS, "count_embeddings": False, "sliding_window": TOKENS, "residual": True}
-    model_args = LanguageModelArguments(hidden_dropout=0.0, embedding_dropout=0.0, **sizes, **options)
-    return make_model(model_args, "language", vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0)
+def language_models() -> dict[str, PreTrainedModel]:
+    """The models of the comparison, untrained, by what the table calls them; attention sees a whole sequence."""
+    comparison, models = read_comparison(COMPARISON), {}
+    for name, called in MODELS.items():
+        torch.manual_seed(0)
+        model_args, *_ = parse(comparison.command_line(name, seed=0, folder=Path("runs")))
+        model_args = dataclasses.replace(model_args, sliding_window=TOKENS)
+        models[called] = make_model(model_args, "language", vocab_size=VOCABULARY, bos_token_id=0, eos_token_id=0)
+    return models
 
 
 def training_step(model: PreTrainedModel, input_ids: Tensor) -> Step:
@@ -47,7 +50,7 @@ def training_step(model: PreTrainedModel, input_ids: Tensor) -> Step:
 def print_language_models(rounds: int) -> None:
     """Print the section. From it on the process keeps freed memory, as `train` does."""
     keep_freed_memory()
-    models = {name: language_model(**options) for name, options in MODELS.items()}
+    models = language_models()
     print(f"{'batch':7}{'model':21}{'parameters':>11}{'tokens/s':>10}  over the {PEER}'s")
     for batch in BATCHES:
         input_ids = torch.randint(VOCABULARY, (batch, TOKENS))

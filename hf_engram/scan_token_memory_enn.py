@@ -20,8 +20,8 @@ class Chunk(NamedTuple):
     steps: slice
     reads: TokenReads  # of these steps
     trace: Tensor | None  # before them, [B, V, N]; None: empty
-    decay: Tensor  # [B, C, C] and
-    since_start: Tensor  # [B, C], as of `decay_between`
+    decay: Tensor  # [B, C, C]; this and the next as of `decay_between`
+    since_start: Tensor  # [B, C]
 
 
 def over_chunks(
@@ -33,8 +33,7 @@ def over_chunks(
     with_trace: bool,
 ) -> tuple[list[Any], Tensor | None]:
     """What `recall` returns for every chunk, and the trace after the last; arguments as of `token_memory_scan`."""
-    batch, steps, slots = reads.addresses.shape
-    results = []
+    steps, results = reads.tokens.shape[1], []
     for start in range(0, steps, CHUNK_SIZE):
         some = slice(start, min(start + CHUNK_SIZE, steps))
         chunk = reads.steps(some)
@@ -44,9 +43,7 @@ def over_chunks(
         if some.stop < steps or with_trace:
             written = chunk.writes * decay[:, -1, :, None]
             index = chunk.tokens[..., None].expand_as(written)
-            old = (
-                written.new_zeros(batch, vocab_size, slots) if trace is None else since_start[:, -1, None, None] * trace
-            )
+            old = empty_trace(reads, vocab_size) if trace is None else since_start[:, -1, None, None] * trace
             trace = old.scatter_add_(1, index, written)  # in place: the trace is large, and this copy of it our own
     return results, trace if with_trace else None
 

@@ -67,8 +67,12 @@ class LanguageTrainer(RecipeTrainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """The loss of a batch, which goes on from the last batch's state if `carry_state`."""
-        inputs = {**inputs, "past_key_values": self.past_key_values, "use_cache": self.carry_state}
-        inputs["skip_logits"] = self.label_smoother is None and not return_outputs
+        inputs = {
+            **inputs,
+            "past_key_values": self.past_key_values,
+            "use_cache": self.carry_state,
+            "skip_logits": self.label_smoother is None and not return_outputs,
+        }
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self.past_key_values = outputs.past_key_values
         return (loss, outputs) if return_outputs else loss
