@@ -37,7 +37,7 @@ configuration_utils.ALLOWED_ATTN_LAYER_TYPES += tuple(
     name for name in LAYER_TYPES if name not in configuration_utils.ALLOWED_ATTN_LAYER_TYPES
 )
 TRACE_SCOPES = ("sequence", "batch")
-INTEGRATORS = ("recurrent", "gated")
+INTEGRATORS = ("recurrent", "gated", "gru")
 POOLINGS = ("last", "mean", "attention")
 IMAGE_SEQUENCES = ("row", "pixel", "patch")
 
@@ -75,16 +75,17 @@ class EnnConfig(PreTrainedConfig):
             All but `"engram"` make the network residual.
         integrator (`str`, *optional*, defaults to `"recurrent"`):
             How the hidden state is made: `"recurrent"`, the paper's, replaces it at every step; `"gated"` (ours) moves
-            it by a learned share towards a proposal, `h + g * (proposal - h)`.
+            it by a learned share towards a proposal, `h + g * (proposal - h)`; `"gru"` (ours) is a GRU that reads the
+            sum of the encoding and what was recalled, better than `"gated"` at language (docs/log.md, 2026-11-28).
         integrator_size (`int`, *optional*):
-            Width of the integrator's inner layer. Defaults to `3 * hidden_size`, the paper's; for `"gated"` to the
-            largest multiple of 8 that leaves the cell no more parameters than that.
+            Width of the integrator's inner layer; a `"gru"` has none. Defaults to `3 * hidden_size`, the paper's; for
+            `"gated"` to the largest multiple of 8 that leaves the cell no more parameters than that.
         longest_timescale (`float`, *optional*):
-            Longest of the time scales, in steps, at which the units of a `"gated"` integrator start out, spread evenly
-            on a log scale from 2 (compare the chrono initialisation, arXiv 1804.11188): as many as the steps of a
-            sequence are a good choice where the last step has to know the first. By default all start at 3.7. With 2,
-            a state that is carried on beyond the length of training sequences stays what it was there: slower units
-            drift (docs/log.md, 2026-11-28).
+            Longest of the time scales, in steps, at which the units of a `"gated"` or `"gru"` integrator start out,
+            spread evenly on a log scale from 2 (compare the chrono initialisation, arXiv 1804.11188): as many as the
+            steps of a sequence are a good choice where the last step has to know the first. By default all start at
+            3.7. With 2, a state that is carried on beyond the length of training sequences stays what it was there:
+            slower units drift (docs/log.md, 2026-11-28).
         use_layer_norm (`bool`, *optional*, defaults to `True`):
             Layer normalisation of the encoding and of the hidden state.
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):

@@ -29,14 +29,19 @@ class EnnCell(nn.Module):
         hidden_size = config.hidden_size
         self.encoder = nn.Linear(input_size, hidden_size)
         self.memory_bank = nn.Parameter(torch.empty(config.memory_size, hidden_size))
-        self.integrator = nn.Linear(3 * hidden_size, config.integrator_size)
-        self.output = nn.Linear(config.integrator_size, hidden_size)
-        self.gate = nn.Linear(3 * hidden_size, hidden_size) if config.integrator == "gated" else None
+        self.output = self.gate = self.recurrence = self.encoder_norm = self.output_norm = None
         if config.use_layer_norm:
             self.encoder_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
-            self.output_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+        if config.integrator == "gru":
+            self.integrator = nn.Linear(hidden_size, 3 * hidden_size)
+            self.recurrence = nn.Linear(hidden_size, 3 * hidden_size)
         else:
-            self.encoder_norm = self.output_norm = None
+            self.integrator = nn.Linear(3 * hidden_size, config.integrator_size)
+            self.output = nn.Linear(config.integrator_size, hidden_size)
+            if config.integrator == "gated":
+                self.gate = nn.Linear(3 * hidden_size, hidden_size)
+            if config.use_layer_norm:
+                self.output_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.settings = CellSettings(
             hebbian_lr=config.hebbian_lr,
             trace_scale=config.trace_scale,
@@ -50,15 +55,19 @@ class EnnCell(nn.Module):
 
     def weights(self) -> CellWeights:
         """The parameters as `ops_enn` takes them."""
-        norms = [None if norm is None else weight_and_bias(norm) for norm in (self.encoder_norm, self.output_norm)]
+        optional = (self.encoder_norm, self.output, self.output_norm, self.gate, self.recurrence)
+        encoder_norm, output, output_norm, gate, recurrence = (
+            None if module is None else weight_and_bias(module) for module in optional
+        )
         return CellWeights(
             *weight_and_bias(self.encoder),
-            norms[0],
+            encoder_norm,
             self.memory_bank,
             *weight_and_bias(self.integrator),
-            *weight_and_bias(self.output),
-            norms[1],
-            None if self.gate is None else weight_and_bias(self.gate),
+            *(output or (None, None)),
+            output_norm,
+            gate,
+            recurrence,
         )
 
     def initial_state(self, x: Tensor) -> CellState:

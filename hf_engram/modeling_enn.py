@@ -109,11 +109,18 @@ class EnnPreTrainedModel(SafetensorsOnly, PreTrainedModel):
             init.normal_(module.weight, std=self.config.initializer_range * module.in_features**-0.5)
         elif isinstance(module, EnnCell):
             for linear in (module.encoder, module.integrator, module.output):
-                init.kaiming_normal_(linear.weight, nonlinearity="relu")
+                if linear is not None:
+                    init.kaiming_normal_(linear.weight, nonlinearity="relu")
             init.xavier_uniform_(module.memory_bank)
+            gate_bias = initial_gate_bias(self.config.longest_timescale, len(module.encoder.bias))
             if module.gate is not None:
                 init.xavier_uniform_(module.gate.weight)
-                init.copy_(module.gate.bias, initial_gate_bias(self.config.longest_timescale, len(module.gate.bias)))
+                init.copy_(module.gate.bias, gate_bias)
+            if module.recurrence is not None:  # begins as Keras' GRU
+                init.xavier_uniform_(module.integrator.weight)
+                init.orthogonal_(module.recurrence.weight)
+                kept = torch.stack([torch.zeros_like(gate_bias), -gate_bias, torch.zeros_like(gate_bias)])
+                init.copy_(module.integrator.bias, kept.flatten())  # reset, update, proposal
         elif isinstance(module, EnnLayer):
             if module.layer_scale is not None:
                 init.constant_(module.layer_scale, self.config.layer_scale_init_value)

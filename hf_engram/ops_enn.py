@@ -15,18 +15,22 @@ SQUARED_NORM_FLOOR = 1e-12
 
 
 class CellWeights(NamedTuple):
-    """Weights of one cell, in the layout of `torch.nn.Linear`; the norms are `None` without layer normalisation."""
+    """Weights of one cell, in the layout of `torch.nn.Linear`; the norms are `None` without layer normalisation.
+
+    A GRU integrator has a `recurrence`, and neither output layer nor output norm.
+    """
 
     encoder_weight: Tensor  # [H, I]
     encoder_bias: Tensor  # [H]
     encoder_norm: tuple[Tensor, Tensor] | None  # weight [H], bias [H]
     memory_bank: Tensor  # [N, H]
-    integrator_weight: Tensor  # [K, 3H], columns in the order encoding, recalled memory, hidden state
-    integrator_bias: Tensor  # [K]
-    output_weight: Tensor  # [H, K]
-    output_bias: Tensor  # [H]
+    integrator_weight: Tensor  # [K, 3H], columns in the order encoding, recalled memory, hidden state; of a GRU [3H, H]
+    integrator_bias: Tensor  # [K], of a GRU [3H]
+    output_weight: Tensor | None  # [H, K]
+    output_bias: Tensor | None  # [H]
     output_norm: tuple[Tensor, Tensor] | None  # weight [H], bias [H]
     gate: tuple[Tensor, Tensor] | None = None  # weight [H, 3H] (columns as above), bias [H]; `None`: no gate
+    recurrence: tuple[Tensor, Tensor] | None = None  # of a GRU: weight [3H, H], bias [3H]; reset, update, proposal
 
 
 class CellSettings(NamedTuple):
@@ -148,8 +152,10 @@ def integrator_step(z: Tensor, recalled: Tensor, hidden: Tensor, weights: CellWe
     """Next hidden state `[B, H]` from encoding, recalled memory and hidden state, each `[B, H]`.
 
     Without a gate, the paper's: h = LN(relu(u Wo + bo)) with u = relu([z, m, h] Wi + bi). With one, ours:
-    h + g ∘ (LN(u Wo + bo) - h) with g = sigmoid([z, m, h] Wg + bg).
+    h + g ∘ (LN(u Wo + bo) - h) with g = sigmoid([z, m, h] Wg + bg). With a `recurrence`, [`gru_step`].
     """
+    if weights.recurrence is not None:
+        return gru_step(z, recalled, hidden, weights)
     read = torch.cat([z, recalled, hidden], -1)
     inner = F.relu(F.linear(read, weights.integrator_weight, weights.integrator_bias))
     proposal = F.linear(inner, weights.output_weight, weights.output_bias)
@@ -157,6 +163,19 @@ def integrator_step(z: Tensor, recalled: Tensor, hidden: Tensor, weights: CellWe
         return layer_norm(F.relu(proposal), weights.output_norm, eps)
     gate = torch.sigmoid(F.linear(read, *weights.gate))
     return hidden + gate * (layer_norm(proposal, weights.output_norm, eps) - hidden)
+
+
+def gru_step(z: Tensor, recalled: Tensor, hidden: Tensor, weights: CellWeights) -> Tensor:
+    """Next hidden state by a GRU (Cho et al., arXiv 1406.1078, as in `torch.nn.GRU`) that reads z + m.
+
+    r, u = sigmoid((z + m) W + b + h U + c), each with rows of its own; n = tanh((z + m) Wn + bn + r ∘ (h Un + cn));
+    u ∘ h + (1 - u) ∘ n.
+    """
+    from_inputs = F.linear(z + recalled, weights.integrator_weight, weights.integrator_bias).chunk(3, -1)
+    from_hidden = F.linear(hidden, *weights.recurrence).chunk(3, -1)
+    reset, update = (torch.sigmoid(a + b) for a, b in zip(from_inputs[:2], from_hidden[:2], strict=True))
+    proposal = torch.tanh(from_inputs[2] + reset * from_hidden[2])
+    return proposal + update * (hidden - proposal)
 
 
 def enn_step(

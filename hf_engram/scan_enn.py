@@ -2,13 +2,14 @@
 
 Two facts make it fast. The encoding does not depend on time, and the memory does not depend on the hidden state: so a
 layer is one product for all encodings, then the memory of all steps (`memory_enn`), then the integrator of all steps
-(`integrator_enn`).
+(`integrator_enn`, `gru_enn`).
 """
 
 import torch
 from torch import Tensor
 
 from .dispatch_enn import selected_scan
+from .gru_enn import gru_scan
 from .integrator_enn import integrator_scan
 from .memory_enn import memory_scan
 from .ops_enn import NO_MASKS, CellSettings, CellState, CellWeights, ScanOutput, StepMasks, encode, enn_loop
@@ -39,5 +40,8 @@ def enn_scan(
         inputs = z.to(precise), state.trace, weights.memory_bank.to(precise), settings
         recalled, recall, trace = shared_memory_scan(*inputs, noise) if shared else memory_scan(*inputs, masks)
         recalled = recalled.to(z.dtype)
-    outputs = integrator_scan(z, recalled, state.hidden, weights, settings, masks)
+    if weights.recurrence is None:
+        outputs = integrator_scan(z, recalled, state.hidden, weights, settings, masks)
+    else:
+        outputs = gru_scan(z, recalled, state.hidden, weights, masks)
     return ScanOutput(outputs, recall, z, CellState(outputs[:, -1], trace))

@@ -37,6 +37,7 @@ ARCHITECTURES = {
     "clipped": {"trace_clip": 0.15},
     "without_layer_norm": {"use_layer_norm": False},
     "gated": {"integrator": "gated", "num_hidden_layers": 2},
+    "gru": {"integrator": "gru", "num_hidden_layers": 2, "residual": True},
     "scaled": {"integrator": "gated", "num_hidden_layers": 2, "residual": True, "layer_scale_init_value": 0.5},
     "mixer": {"layer_types": ["engram_mixer"] * 2, "num_hidden_layers": 2, "num_attention_heads": 2},
     "hybrid": {

@@ -11,6 +11,7 @@ from hf_engram.ops_enn import CellSettings
 ARCHITECTURES = {
     "recurrent": {},
     "gated": {"integrator": "gated", "num_hidden_layers": 2, "residual": True},
+    "gru": {"integrator": "gru", "num_hidden_layers": 2, "residual": True},
     "clipped": {"trace_clip": 0.15},
     "without_layer_norm": {"use_layer_norm": False},
 }
@@ -161,7 +162,7 @@ def test_settings_of_the_operator_are_those_of_the_cell():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["bare", "gated", "mixer", "token_memory"])
+@pytest.mark.parametrize("architecture", ["bare", "gated", "gru", "mixer", "token_memory"])
 def test_decoding_is_compiled_once(architecture):
     graphs = []
 

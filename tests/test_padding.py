@@ -41,7 +41,7 @@ def test_what_stands_at_padding_does_not_matter(batch):
 
 
 @pytest.mark.parametrize("layout", ["left", "right", "interior"])
-@pytest.mark.parametrize("architecture", ["stacked", "clipped", "gated", "mixer", "hybrid"])
+@pytest.mark.parametrize("architecture", ["stacked", "clipped", "gated", "gru", "mixer", "hybrid"])
 @pytest.mark.parametrize("scan", ["auto", "chunkwise", "definition"])
 def test_features_at_padding_may_be_anything(layout, architecture, scan, monkeypatch):
     monkeypatch.setenv("HF_ENGRAM_SCAN", scan)

@@ -12,6 +12,7 @@ import torch
 
 from hf_engram import dispatch_enn
 from hf_engram.chunkwise_enn import CHUNK_SIZE
+from hf_engram.configuration_enn import INTEGRATORS
 from hf_engram.ops_enn import CellSettings, CellState, CellWeights, StepMasks, encode, enn_loop
 from hf_engram.scan_enn import enn_scan
 
@@ -56,17 +57,19 @@ def make_case(
     def norm():
         return (random(WIDTH), random(WIDTH, std=0.1)) if use_layer_norm else None
 
+    is_gru = integrator == "gru"
     weights = CellWeights(
         random(WIDTH, INPUTS, std=0.6),
         random(WIDTH, std=0.1),
         norm(),
         random(SLOTS, WIDTH, std=0.2),
-        random(3 * WIDTH, 3 * WIDTH, std=0.2),
+        random(3 * WIDTH, WIDTH if is_gru else 3 * WIDTH, std=0.2),
         random(3 * WIDTH, std=0.1),
-        random(WIDTH, 3 * WIDTH, std=0.2),
-        random(WIDTH, std=0.1),
-        norm(),
+        None if is_gru else random(WIDTH, 3 * WIDTH, std=0.2),
+        None if is_gru else random(WIDTH, std=0.1),
+        None if is_gru else norm(),
         (random(WIDTH, 3 * WIDTH, std=0.2), random(WIDTH, std=0.1)) if integrator == "gated" else None,
+        (random(3 * WIDTH, WIDTH, std=0.4), random(3 * WIDTH, std=0.1)) if is_gru else None,
     )
     settings = CellSettings(0.05, 0.5, 0.3, trace_clip, "sequence", 1e-6)
     state = CellState(random(batch, WIDTH), random(batch, SLOTS, WIDTH, std=0.01))
@@ -112,8 +115,9 @@ def scan(request, monkeypatch):
 @dtypes
 @pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
 @pytest.mark.parametrize("steps", LENGTHS)
-def test_equals_definition_at_every_length(scan, steps, dtype):
-    assert_equals_definition(make_case(steps, dtype=dtype))
+@pytest.mark.parametrize("integrator", ["recurrent", "gru"])
+def test_equals_definition_at_every_length(scan, integrator, steps, dtype):
+    assert_equals_definition(make_case(steps, dtype=dtype, integrator=integrator))
 
 
 @dtypes
@@ -121,7 +125,7 @@ def test_equals_definition_at_every_length(scan, steps, dtype):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("restarts", [False, True], ids=["", "restarts"])
 @pytest.mark.parametrize("padding", ["left", "right", "interior"])
-@pytest.mark.parametrize("integrator", ["recurrent", "gated"])
+@pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_equals_definition_with_padding_and_documents(scan, integrator, padding, restarts, batch, dtype):
     assert_equals_definition(make_case(CHUNK_SIZE + 20, batch, dtype, padding, restarts, integrator=integrator))
 
@@ -157,7 +161,7 @@ def test_clip_active_in_some_rows_only_leaves_the_others_bit_equal():
 
 
 @pytest.mark.parametrize("scan", ["auto", "chunkwise"], indirect=True)
-@pytest.mark.parametrize("integrator", ["recurrent", "gated"])
+@pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_equals_definition_without_layer_norm(scan, integrator):
     assert_equals_definition(make_case(CHUNK_SIZE + 20, use_layer_norm=False, integrator=integrator))
 
@@ -172,9 +176,22 @@ def test_zero_encodings_are_exact(scan):
     assert_equals_definition(case._replace(x=x.requires_grad_(), weights=weights))
 
 
-def test_runs_in_pytorch_alone_where_numba_is_missing(monkeypatch):
+def test_the_gru_is_that_of_torch_where_nothing_is_recalled():
+    case = make_case(CHUNK_SIZE + 20, integrator="gru")
+    weights = case.weights._replace(memory_bank=torch.zeros(SLOTS, WIDTH, dtype=torch.float64))
+    gru = torch.nn.GRU(WIDTH, WIDTH, batch_first=True, dtype=torch.float64)
+    names = ("weight_ih_l0", "bias_ih_l0", "weight_hh_l0", "bias_hh_l0")
+    values = (weights.integrator_weight, weights.integrator_bias, *weights.recurrence)
+    gru.load_state_dict(dict(zip(names, values, strict=True)))
+    ours = enn_scan(case.x, case.state, weights, case.settings._replace(trace_scale=0.0))
+    theirs, _ = gru(ours.encodings, case.state.hidden[None])
+    torch.testing.assert_close(ours.outputs, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_runs_in_pytorch_alone_where_numba_is_missing(monkeypatch, integrator):
     monkeypatch.setattr(dispatch_enn, "has_numba", lambda: False)
-    assert_equals_definition(make_case(CHUNK_SIZE + 20))
+    assert_equals_definition(make_case(CHUNK_SIZE + 20, integrator=integrator))
 
 
 def test_a_numba_that_cannot_be_imported_is_told_and_not_used(tmp_path):

@@ -181,7 +181,7 @@ def test_a_language_model_learns_a_sequence_by_heart():
 
 
 @pytest.mark.parametrize("model_class", HEADS)
-@pytest.mark.parametrize("architecture", ["bare", "residual", "clipped", "without_layer_norm", "gated"])
+@pytest.mark.parametrize("architecture", ["bare", "residual", "clipped", "without_layer_norm", "gated", "gru"])
 @pytest.mark.parametrize("steps", [2, 70])
 @pytest.mark.parametrize("scan", ["auto", "chunkwise"])
 def test_bfloat16_autocast_trains_and_keeps_the_trace_in_float32(model_class, architecture, steps, scan, monkeypatch):

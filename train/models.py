@@ -27,7 +27,7 @@ TOLERANCE = 0.02
 BROADEST = 1 << 16
 # What `parameters` solves for, one after the other.
 WIDTHS = {
-    "enn": ("integrator_size",),
+    "enn": ("integrator_size",),  # with a GRU, which has none: hidden_size
     "mixer": ("hidden_size", "intermediate_size"),
     "hybrid": ("hidden_size", "intermediate_size"),
     "transformer": ("hidden_size", "intermediate_size"),
@@ -86,7 +86,9 @@ class ModelArguments:
     )
     integrator: str = field(
         default="recurrent",
-        metadata={"help": "ENN: 'recurrent', the paper's, or 'gated', which moves the hidden state by a gated step."},
+        metadata={
+            "help": "ENN: 'recurrent', the paper's; 'gated', which moves the hidden state by a gated step; or 'gru'."
+        },
     )
     integrator_size: int | None = field(
         default=None,
@@ -218,7 +220,10 @@ def make_model(model_args: ModelArguments, task: str, **fields: Any) -> PreTrain
         with torch.device("meta"):  # the model is not made
             return make(**widths).num_parameters(exclude_embeddings=not count_embeddings)
 
-    widths = {} if parameters is None else solve_widths(count, WIDTHS[model_args.architecture], parameters)
+    names = WIDTHS[model_args.architecture]
+    if model_args.architecture == "enn" and model_args.integrator == "gru":
+        names = ("hidden_size",)
+    widths = {} if parameters is None else solve_widths(count, names, parameters)
     model = make(**widths)
     if ablation is not None:
         ablate(model, ablation)

@@ -23,7 +23,7 @@ ON_DISK = {
 
 
 @pytest.mark.parametrize("device_map", ["auto", "cpu", ON_DISK], ids=["auto", "cpu", "disk"])
-@pytest.mark.parametrize("integrator", ["recurrent", "gated"])
+@pytest.mark.parametrize("integrator", ["recurrent", "gated", "gru"])
 def test_device_map_gives_the_same_outputs(tmp_path, device_map, integrator):
     model, ids = tiny_model(**STACK, integrator=integrator), tokens(2, 9)
     model.save_pretrained(tmp_path / "model")

@@ -17,6 +17,7 @@ TARGETS = {
 }
 ARCHITECTURES = {
     "bare": {},
+    "gru_residual": {"num_hidden_layers": 2, "residual": True, "integrator": "gru"},
     "gated_residual": {"num_hidden_layers": 2, "residual": True, "integrator": "gated"},
 }
 
