@@ -24,7 +24,8 @@ PEER = "LSTM"
 MODELS = {
     "mixer": "mixer",
     "mixer_token_memory": "mixer, token memory",
-    "gated": "gated cell",
+    "gated": "cell, gated",
+    "engram_gru": "cell, gru",
     "lstm": PEER,
     "gru": "GRU",
     "transformer": "Transformer",
