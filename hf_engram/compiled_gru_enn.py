@@ -5,6 +5,7 @@ The constant `one` comes in the arrays' dtype: a literal would widen float32 ari
 
 import numpy as np
 
+from .compiled_integrator_enn import hidden_before
 from .numba_enn import compiled
 from .tiles_enn import copy_out, multiply_add, whole_tiles, zeros
 
@@ -13,27 +14,17 @@ from .tiles_enn import copy_out, multiply_add, whole_tiles, zeros
 def forward_rows(part, first, last, drive, hidden, weight, bias, valid, restart, one, gates, outputs):
     """`gru_enn.forward_loop` for rows `first` to `last`; `weight` is packed."""
     steps, width = outputs.shape[1:]
-    zero = one - one
     rows = last - first
     before, summed = zeros(rows, width, outputs), zeros(rows, whole_tiles(3 * width), outputs)
     for t in range(steps):
+        hidden_before(before, hidden, outputs, restart, first, last, t)
         for b in range(first, last):
-            r = b - first
-            cleared = restart[b, t]
-            last_hidden = hidden[b] if t == 0 else outputs[b, t - 1]
-            for n in range(width):
-                before[r, n] = zero if cleared else last_hidden[n]
             for k in range(3 * width):
-                summed[r, k] = bias[k]
+                summed[b - first, k] = bias[k]
         multiply_add(summed, before, weight)
         for b in range(first, last):
-            row, last_hidden, added, output, found = (
-                summed[b - first],
-                before[b - first],
-                drive[b, t],
-                outputs[b, t],
-                gates[b, t],
-            )
+            row, last_hidden = summed[b - first], before[b - first]
+            added, found, output = drive[b, t], gates[b, t], outputs[b, t]
             for k in range(2 * width):
                 found[k] = one / (one + np.exp(-added[k] - row[k]))
             for n in range(width):

@@ -7,8 +7,17 @@ widen float32 arithmetic to float64.
 
 import numpy as np
 
-from .numba_enn import compiled
+from .numba_enn import compiled, compiled_inside
 from .tiles_enn import clear, copy_out, multiply_add, whole_tiles, zeros
+
+
+@compiled_inside
+def hidden_before(before, hidden, outputs, restart, first, last, t):
+    """Copy the hidden states that step t of rows `first` to `last` reads to `before`."""
+    for b in range(first, last):
+        last_hidden = hidden[b] if t == 0 else outputs[b, t - 1]
+        for n in range(outputs.shape[2]):
+            before[b - first, n] = 0 if restart[b, t] else last_hidden[n]
 
 
 @compiled
@@ -24,12 +33,10 @@ def forward_rows(
     before, summed = zeros(rows, width, outputs), zeros(rows, whole_tiles(both), outputs)
     proposed = zeros(rows, whole_tiles(width), outputs)
     for t in range(steps):
+        hidden_before(before, hidden, outputs, restart, first, last, t)
         for b in range(first, last):
             r = b - first
-            cleared = restart[b, t]
-            last_hidden = hidden[b] if t == 0 else outputs[b, t - 1]
             for n in range(width):
-                before[r, n] = zero if cleared else last_hidden[n]
                 proposed[r, n] = output_bias[n]
             for k in range(both):
                 summed[r, k] = drive[b, t, k]

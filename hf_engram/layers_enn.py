@@ -30,8 +30,6 @@ class EnnCell(nn.Module):
         self.encoder = nn.Linear(input_size, hidden_size)
         self.memory_bank = nn.Parameter(torch.empty(config.memory_size, hidden_size))
         self.output = self.gate = self.recurrence = self.encoder_norm = self.output_norm = None
-        if config.use_layer_norm:
-            self.encoder_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         if config.integrator == "gru":
             self.integrator = nn.Linear(hidden_size, 3 * hidden_size)
             self.recurrence = nn.Linear(hidden_size, 3 * hidden_size)
@@ -40,7 +38,9 @@ class EnnCell(nn.Module):
             self.output = nn.Linear(config.integrator_size, hidden_size)
             if config.integrator == "gated":
                 self.gate = nn.Linear(3 * hidden_size, hidden_size)
-            if config.use_layer_norm:
+        if config.use_layer_norm:
+            self.encoder_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
+            if config.integrator != "gru":
                 self.output_norm = nn.LayerNorm(hidden_size, eps=config.layer_norm_eps)
         self.settings = CellSettings(
             hebbian_lr=config.hebbian_lr,
