@@ -87,7 +87,7 @@ class EnnConfig(PreTrainedConfig):
             3.7. With 2, a state that is carried on beyond the length of training sequences stays what it was there:
             slower units drift (docs/log.md, 2026-11-28).
         use_layer_norm (`bool`, *optional*, defaults to `True`):
-            Layer normalisation of the encoding and of the hidden state.
+            Layer normalisation of the encoding and of the hidden state (which a `"gru"` leaves as it is).
         layer_norm_eps (`float`, *optional*, defaults to 1e-6):
             Epsilon of every layer normalisation.
         residual (`bool`, *optional*, defaults to `False`):

@@ -2,7 +2,8 @@
 
 As in `integrator_enn`: what the encodings and recalled memories add is one product for all steps, and so are the
 gradients of the weights; only the recurrence over the hidden state goes step by step. `torch.nn.GRU` computes the same,
-but knows neither padding nor documents, and trains slowly on a CPU (`python -m benchmarks.speed`).
+but knows neither padding nor documents, and trains at two thirds of this speed or less on a CPU
+(`python -m benchmarks.speed --sections language_models`).
 """
 
 from typing import NamedTuple
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .dispatch_enn import OPERATORS, use_compiled
-from .integrator_enn import step_flags
+from .integrator_enn import states_before, step_flags
 from .numba_enn import run_over_rows
 from .ops_enn import CellWeights, StepMasks
 
@@ -54,9 +55,7 @@ def gru_recurrence_backward(
     restart: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of drive, hidden, weight and bias."""
-    before = torch.cat([hidden[:, None], outputs[:, :-1]], 1)
-    if restart is not None:
-        before = before.masked_fill(restart[..., None], 0)
+    before = states_before(hidden, outputs, restart)
     run = compiled_backward if use_compiled(gates) else backward_loop
     grad_drive, grad_hidden = run(grad_outputs, gates, before, weight, StepMasks(valid, restart))
     width = hidden.shape[1]

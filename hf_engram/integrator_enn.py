@@ -123,9 +123,7 @@ def integrator_recurrence_backward(
     norm = None if norm_weight is None else (norm_weight, norm_bias)
     weights = Recurrence(from_hidden, to_output, output_bias, norm)
     found = Trajectory(outputs, inner, proposal, mean, scale)
-    before = torch.cat([hidden[:, None], outputs[:, :-1]], 1)
-    if restart is not None:
-        before = before.masked_fill(restart[..., None], 0)
+    before = states_before(hidden, outputs, restart)
     run = compiled_backward if use_compiled(inner) else backward_loop
     grads = run(grad_outputs, found, before, weights, StepMasks(valid, restart))
     rows_inner, rows_proposal = grads.inner.flatten(0, 1), grads.proposal.flatten(0, 1)
@@ -138,6 +136,12 @@ def integrator_recurrence_backward(
         grads.norm_weight,
         grads.norm_bias,
     )
+
+
+def states_before(hidden: Tensor, outputs: Tensor, restart: Tensor | None) -> Tensor:
+    """The hidden state that each step read `[B, T, H]`, given the first one and those after the steps."""
+    before = torch.cat([hidden[:, None], outputs[:, :-1]], 1)
+    return before if restart is None else before.masked_fill(restart[..., None], 0)
 
 
 class Gradients(NamedTuple):

@@ -25,16 +25,6 @@ LAYER_TYPES = {
 ARCHITECTURES = (*LAYER_TYPES, *BASELINES)
 TOLERANCE = 0.02
 BROADEST = 1 << 16
-# What `parameters` solves for, one after the other.
-WIDTHS = {
-    "enn": ("integrator_size",),  # with a GRU, which has none: hidden_size
-    "mixer": ("hidden_size", "intermediate_size"),
-    "hybrid": ("hidden_size", "intermediate_size"),
-    "transformer": ("hidden_size", "intermediate_size"),
-    "rnn": ("hidden_size",),
-    "gru": ("hidden_size",),
-    "lstm": ("hidden_size",),
-}
 MODEL_CLASSES = {
     "language": (EnnForCausalLM, BaselineForCausalLM),
     "images": (EnnForImageClassification, BaselineForImageClassification),
@@ -60,7 +50,7 @@ class ModelArguments:
         default=None,
         metadata={
             "help": "Choose the width so that the model has this many parameters, within 2 %%: integrator_size of "
-            "the ENN, hidden_size of all others (and intermediate_size where there is one). None: the widths below."
+            "an ENN that has one, else hidden_size (and intermediate_size where there is one). None: the widths below."
         },
     )
     count_embeddings: bool = field(
@@ -220,14 +210,20 @@ def make_model(model_args: ModelArguments, task: str, **fields: Any) -> PreTrain
         with torch.device("meta"):  # the model is not made
             return make(**widths).num_parameters(exclude_embeddings=not count_embeddings)
 
-    names = WIDTHS[model_args.architecture]
-    if model_args.architecture == "enn" and model_args.integrator == "gru":
-        names = ("hidden_size",)
-    widths = {} if parameters is None else solve_widths(count, names, parameters)
+    widths = {} if parameters is None else solve_widths(count, solved_widths(model_args), parameters)
     model = make(**widths)
     if ablation is not None:
         ablate(model, ablation)
     return model
+
+
+def solved_widths(model_args: ModelArguments) -> tuple[str, ...]:
+    """The widths that `parameters` chooses, one after the other."""
+    if model_args.architecture in BASELINES:
+        return ("hidden_size",)
+    if model_args.architecture == "enn":
+        return ("hidden_size",) if model_args.integrator == "gru" else ("integrator_size",)
+    return ("hidden_size", "intermediate_size")
 
 
 def solve_widths(count: Callable[..., int], names: tuple[str, ...], parameters: int) -> dict[str, int]:

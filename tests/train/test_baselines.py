@@ -106,15 +106,14 @@ def test_every_parameter_learns(architecture):
     assert [name for name, weight in model.named_parameters() if weight.grad is None] == []
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize(
+    ("architecture", "integrator"), [*((name, "recurrent") for name in ARCHITECTURES), ("enn", "gru")]
+)
 @pytest.mark.parametrize("parameters", [30_000, 210_826])
-def test_the_width_is_solved_for_a_number_of_parameters(architecture, parameters):
-    images = make_model(
-        ImageModelArguments(architecture=architecture, hidden_size=48, parameters=parameters), "images", **IMAGES
-    )
-    text_args = LanguageModelArguments(
-        architecture=architecture, hidden_size=48, parameters=parameters, sliding_window=64
-    )
+def test_the_width_is_solved_for_a_number_of_parameters(architecture, integrator, parameters):
+    options = {"architecture": architecture, "integrator": integrator, "hidden_size": 48, "parameters": parameters}
+    images = make_model(ImageModelArguments(**options), "images", **IMAGES)
+    text_args = LanguageModelArguments(**options, sliding_window=64)
     text = make_model(text_args, "language", vocab_size=300)
     for model in (images, text):
         assert abs(model.num_parameters() - parameters) <= 0.02 * parameters
@@ -160,14 +159,18 @@ def test_an_lstm_begins_with_an_open_forget_gate():
     same(weights.bias_hh_l0, torch.zeros(64, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("architecture", ["enn", "gru", "lstm"])
-def test_gated_cells_start_at_the_same_time_scales(architecture):
+@pytest.mark.parametrize(
+    ("architecture", "integrator"), [("enn", "gated"), ("enn", "gru"), ("gru", "recurrent"), ("lstm", "recurrent")]
+)
+def test_gated_cells_start_at_the_same_time_scales(architecture, integrator):
     arguments = LanguageModelArguments(
-        architecture=architecture, hidden_size=16, num_hidden_layers=1, integrator="gated", longest_timescale=50
+        architecture=architecture, hidden_size=16, num_hidden_layers=1, integrator=integrator, longest_timescale=50
     )
     weights = make_model(arguments, "language", vocab_size=40).model.layers[0].cell
-    if architecture == "enn":
+    if integrator == "gated":
         kept = -weights.gate.bias
+    elif integrator == "gru":
+        kept = weights.integrator.bias.view(3, 16)[1]
     else:
         gates = weights.rnn.bias_ih_l0.view(-1, 16)
         kept = gates[1]
