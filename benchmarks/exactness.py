@@ -24,6 +24,8 @@ SHIPPED_REFERENCE = Path(__file__).parent.parent / "tests" / "fixtures" / "refer
 STEPS = 150  # three chunks of the fast scan, the last one partial
 LAYERS = {
     "cells": {"layer_types": ["engram", "engram"]},
+    "gated cells": {"layer_types": ["engram", "engram"], "integrator": "gated"},
+    "cells with a GRU": {"layer_types": ["engram", "engram"], "integrator": "gru"},
     "mixers": {"layer_types": ["engram_mixer", "engram_mixer"]},
     "hybrid": {"layer_types": ["engram_mixer", "full_attention"]},
     "token memory": {"layer_types": ["engram_mixer", "engram"], "token_memory_size": 12},
@@ -77,12 +79,13 @@ def original(reference: Path) -> Iterator[Claim]:
 def scans(dtype: torch.dtype, layers: str) -> Iterator[Claim]:
     """The fast scans against the definition, through a whole model."""
     input_ids = token_ids(3)
-    for clip in (None, 0.02) if layers == "cells" else (None,):  # the second is active; mixers have none
+    cells = set(LAYERS[layers]["layer_types"]) == {"engram"}
+    for clip in (None, 0.02) if cells else (None,):  # the second is active; mixers have none
         model = make_model(dtype, layers, trace_clip=clip)
         clipped = "" if clip is None else f", trace_clip={clip}"
         with mock.patch.dict(os.environ, {SCAN_VARIABLE: "definition"}):
             logits, grads = model(input_ids).logits, gradients(model, input_ids)
-        for scan in ("auto", "chunkwise") if layers == "cells" else ("auto",):
+        for scan in ("auto", "chunkwise") if cells else ("auto",):
             with mock.patch.dict(os.environ, {SCAN_VARIABLE: scan}):
                 error = relative_error(model(input_ids).logits, logits)
                 yield claim(f"{layers}: scan {scan} = definition{clipped}, logits", error, dtype)
