@@ -151,3 +151,13 @@ def test_text_of_changed_tokens_on_the_shipped_checkpoint():
         assert change.token == tokenizer.decode([change.token_id])
         assert change.before != change.after
     assert result.total_variation[-2:].min() > 0
+
+
+def test_a_name_that_comes_again_is_remembered_from_its_first_time():
+    """The README's example."""
+    tokenizer = AutoTokenizer.from_pretrained("model_cards/enn-wikitext103-mixer")
+    model = AutoModelForCausalLM.from_pretrained("model_cards/enn-wikitext103-mixer")
+    input_ids = tokenizer("Maria Kowalski was born in Warsaw. In 1994, Maria K", return_tensors="pt")["input_ids"]
+    [change] = counterfactual(model, input_ids, erase=4, tokenizer=tokenizer).most_changed(count=1)
+    assert (change.token, tokenizer.decode(input_ids[0, 4])) == ("ow", "ow")
+    assert (round(change.before, 3), round(change.after, 3)) == (0.361, 0.002)
