@@ -150,11 +150,11 @@ def read_comparison(path: str) -> Comparison:
 
 
 def options_of(arguments: list[str]) -> dict[str, list[str]]:
-    """`--name value ...` as a dictionary, for the recipe to check."""
+    """`--name value ...` as a dictionary, for the recipe to check; of a name given twice the last, as in argparse."""
     options: dict[str, list[str]] = {}
     for argument in arguments:
         if argument.startswith("--"):
-            values = options.setdefault(argument.removeprefix("--"), [])
+            values = options[argument.removeprefix("--")] = []
         elif options:
             values.append(argument)
         else:

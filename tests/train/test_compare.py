@@ -10,6 +10,7 @@ from scipy.stats import ttest_ind
 
 from train import image_classification
 from train.compare import best_learning_rate, compare, main, parse, rate_beyond
+from train.comparison import options_of
 from train.comparison_report import number, pairwise_tests, summarize, table
 
 MODELS = {"enn": None, "gru": {"architecture": "gru"}, "lstm": {"architecture": "lstm"}}
@@ -300,3 +301,8 @@ def test_pairs_without_a_p_value_leave_the_others_as_they_are():
     assert tests["ac"]["p"] == tests["bc"]["p"] < 0.001
     assert tests["ac"]["p_holm"] == tests["bc"]["p_holm"] == 3 * tests["ac"]["p"]  # of three pairs
     assert all(np.isnan(tests[pair]["p_holm"]) for pair in ("ad", "bd", "cd"))
+
+
+def test_of_an_option_given_twice_the_last_counts():
+    options = ["--max_steps", "5", "--seed_note", "a", "b", "--max_steps", "2"]
+    assert options_of(options) == {"max_steps": ["2"], "seed_note": ["a", "b"]}
