@@ -7,13 +7,12 @@ is the steps from `begin` to `end`. `trace` and gradients of traces may be padde
 import numpy as np
 
 from .numba_enn import compiled_inside
-from .tiles_enn import clear, multiply_add, out_of_line, pack_rows, zeros
+from .tiles_enn import clear, multiply_add, pack_rows, zeros
 
 
 @compiled_inside
 def stays_far_below(trace, encoded, recall, write, begin, end, clip):
     """Whether a bound that is quick to find keeps a chunk's trace below the clip: the largest entry of every part."""
-    out_of_line()
     zero = clip - clip
     bounds = np.zeros(recall.shape[1], trace.dtype)
     for n in range(recall.shape[1]):
@@ -34,7 +33,6 @@ def stays_far_below(trace, encoded, recall, write, begin, end, clip):
 @compiled_inside
 def may_clip(trace, encoded, recall, write, begin, end, clip):
     """Whether an entry of the trace may reach the clip within a chunk: `|first trace| + Σ |writes|` bounds them all."""
-    out_of_line()
     if stays_far_below(trace, encoded, recall, write, begin, end, clip):
         return False
     bound = zeros(trace.shape[0], trace.shape[1], trace)
@@ -59,7 +57,6 @@ def may_clip(trace, encoded, recall, write, begin, end, clip):
 @compiled_inside
 def write_step(trace, recall, z, keep, write, clip):
     """Let the trace decay, write, and clip, in place; at padding (nothing decays, nothing is written) it stays."""
-    out_of_line()
     if write == 0 and keep == 1:
         return
     for n in range(len(recall)):
@@ -74,7 +71,6 @@ def clipped_forward(
     recalled, recall,
 ):  # fmt: skip
     """Fill recalled memory `[T, H]` and recall weights `[T, N]` of a chunk; `trace` becomes that after the chunk."""
-    out_of_line()
     slots, width = bank.shape
     zero = one - one
     for t in range(begin, end):
@@ -112,7 +108,6 @@ def clipped_backward(
 
     `d_trace` is the gradient of the trace after the chunk and becomes that of `start`; `d_bank` is added to.
     """
-    out_of_line()
     slots, width = bank.shape
     zero = one - one
     traces = np.empty((end - begin, slots, width), z.dtype)  # as each step reads them

@@ -8,13 +8,12 @@ import numpy as np
 
 from .compiled_clip_enn import clipped_backward, clipped_forward, may_clip
 from .compiled_recall_enn import decay_factors, recall_backward, recall_forward
-from .numba_enn import compiled, compiled_inside
+from .numba_enn import compiled, compiled_apart, compiled_inside
 from .tiles_enn import (
     clear,
     copy_into,
     copy_out,
     multiply_add,
-    out_of_line,
     pack_columns,
     pack_rows,
     whole_tiles,
@@ -25,7 +24,6 @@ from .tiles_enn import (
 @compiled_inside
 def add_scaled(total, matrix, factors, scale, panels):
     """`total += scaled @ weight`, where `scaled` is `matrix` with row t multiplied by `scale * factors[t]`."""
-    out_of_line()
     scaled = np.empty_like(matrix)
     for t in range(matrix.shape[0]):
         factor = scale * factors[t]
@@ -37,7 +35,6 @@ def add_scaled(total, matrix, factors, scale, panels):
 @compiled_inside
 def add_transposed(total, matrix, factors, scale, panels):
     """`total += scaled.T @ weight`, where `scaled` is `matrix` with row t multiplied by `scale * factors[t]`."""
-    out_of_line()
     scaled = np.empty((matrix.shape[1], matrix.shape[0]), matrix.dtype)
     for t in range(matrix.shape[0]):
         factor = scale * factors[t]
@@ -49,7 +46,6 @@ def add_transposed(total, matrix, factors, scale, panels):
 @compiled_inside
 def between_steps(rows, panels, decay, scale):
     """`scale * decay * (rows @ weight)`, entry by entry, `[C, C]`."""
-    out_of_line()
     total = zeros(decay.shape[0], decay.shape[1], decay)
     multiply_add(total, rows, panels)
     for t in range(decay.shape[0]):
@@ -58,10 +54,9 @@ def between_steps(rows, panels, decay, scale):
     return total
 
 
-@compiled_inside
+@compiled_apart
 def plus_transpose(matrix):
     """`matrix` plus its transpose."""
-    out_of_line()
     result = np.empty_like(matrix)
     for t in range(matrix.shape[0]):
         for r in range(matrix.shape[1]):
@@ -69,10 +64,9 @@ def plus_transpose(matrix):
     return result
 
 
-@compiled_inside
+@compiled_apart
 def is_zero(matrix):
     """Whether there is nothing in `matrix`, as in a trace at the start: products with it can be left out."""
-    out_of_line()
     total = matrix[0, 0] - matrix[0, 0]
     for r in range(matrix.shape[0]):
         for n in range(matrix.shape[1]):
@@ -83,7 +77,6 @@ def is_zero(matrix):
 @compiled_inside
 def trace_terms(trace, bank, mu, nu):
     """Fill mu = bank · trace and nu = |trace|²."""
-    out_of_line()
     for n in range(bank.shape[0]):
         along, square = mu[n] - mu[n], mu[n] - mu[n]
         for h in range(bank.shape[1]):
@@ -92,10 +85,9 @@ def trace_terms(trace, bank, mu, nu):
         mu[n], nu[n] = along, square
 
 
-@compiled_inside
+@compiled_apart
 def decay_trace(trace, factor):
     """Multiply `trace` by `factor`, in place."""
-    out_of_line()
     for n in range(trace.shape[0]):
         for h in range(trace.shape[1]):
             trace[n, h] *= factor

@@ -8,7 +8,7 @@ float32 arithmetic to float64.
 import numpy as np
 
 from .numba_enn import compiled_inside
-from .tiles_enn import clear, out_of_line
+from .tiles_enn import clear
 
 
 @compiled_inside
@@ -22,7 +22,6 @@ def decay_factors(keep, write, restart, begin, end, decay, carry, to_end):
             after the chunk.
         to_end: filled with the weight of the write of step r in the trace after the chunk, `[C]`.
     """
-    out_of_line()
     clear(decay, 0)
     for t in range(len(to_end)):
         to_end[t] = 0
@@ -46,7 +45,6 @@ def recall_forward(
     one, scale, temperature, floor, recall, product, inverse_slot_norm,
 ):  # fmt: skip
     """Fill the recall weights, w, and 1 / |E| of a chunk, each `[T, N]`; `mu` and `nu` `[N]` are used up."""
-    out_of_line()
     slots = len(mu)
     zero, two = one - one, one + one
     for t in range(end - begin):
@@ -91,7 +89,6 @@ def recall_backward(
 
     `grad_recall` `[C, N]` is that of the recall weights as far as the rest of the chunk uses them, and ends whole.
     """
-    out_of_line()
     slots, steps = len(grad_mu), end - begin
     zero, two = one - one, one + one
     half = one / two

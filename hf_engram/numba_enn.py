@@ -21,11 +21,11 @@ from torch import Tensor
 OPENMP_FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
 
 
-def compiled(function: Callable, inside: bool = False) -> Callable:
+def compiled(function: Callable, **more: bool) -> Callable:
     """Decorator: `function` compiled at its first call, from numba's cache on disk if it is there.
 
-    With `inside` it can only be called from other compiled functions, which saves time to compile. Without numba
-    `function` is returned as it is (and not called: `dispatch_enn.use_compiled`).
+    Without numba `function` is returned as it is (and not called: `dispatch_enn.use_compiled`). `more` are options of
+    `numba.njit`.
     """
     try:
         import numba
@@ -36,8 +36,8 @@ def compiled(function: Callable, inside: bool = False) -> Callable:
         "error_model": "numpy",  # dividing by zero is no exception: a check would keep loops off the vector units
         # Sums may be reordered and fused for the same reason; NaN and inf keep their meaning.
         "fastmath": {"reassoc", "contract", "arcp", "nsz"},
-        "no_cpython_wrapper": inside,
         "no_cfunc_wrapper": True,
+        **more,
     }
     try:
         return numba.njit(cache=True, **options)(function)
@@ -45,7 +45,11 @@ def compiled(function: Callable, inside: bool = False) -> Callable:
         return numba.njit(**options)(function)
 
 
-compiled_inside = functools.partial(compiled, inside=True)
+# For functions that only compiled functions call: they become part of every caller. A process that compiles a function
+# would run its own copy of it else, one that finds the caller in the cache the caller's: with sums in different orders.
+compiled_inside = functools.partial(compiled, no_cpython_wrapper=True, forceinline=True)
+# The same for large functions that leave the compiler no order to choose: they are compiled once, not in every caller.
+compiled_apart = functools.partial(compiled, no_cpython_wrapper=True)
 
 
 def flags(mask: Tensor | None, like: Tensor, default: bool) -> Tensor:

@@ -12,7 +12,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from .numba_enn import compiled_inside
+from .numba_enn import compiled_apart, compiled_inside
 
 try:
     from llvmlite import binding, ir
@@ -54,38 +54,34 @@ def zeros(rows, columns, like):
     return matrix
 
 
-@compiled_inside
+@compiled_apart
 def clear(matrix, first):
     """Set the rows of `matrix` from `first` on to zero."""
-    out_of_line()
     for r in range(first, matrix.shape[0]):
         for n in range(matrix.shape[1]):
             matrix[r, n] = 0
 
 
-@compiled_inside
+@compiled_apart
 def copy_into(padded, matrix, begin, end):
     """Copy the rows `begin` to `end` of `matrix` to the top left of `padded`, and clear the rows below."""
-    out_of_line()
     for r in range(end - begin):
         for n in range(matrix.shape[1]):
             padded[r, n] = matrix[begin + r, n]
     clear(padded, end - begin)
 
 
-@compiled_inside
+@compiled_apart
 def copy_out(target, begin, end, padded):
     """Copy the top left of `padded` to the rows `begin` to `end` of `target`."""
-    out_of_line()
     for t in range(end - begin):
         for h in range(target.shape[1]):
             target[begin + t, h] = padded[t, h]
 
 
-@compiled_inside
+@compiled_apart
 def pack_rows(matrix, depth):
     """The first `depth` rows of `matrix`, whose rows are whole tiles, as `pack` packs them."""
-    out_of_line()
     panels = np.empty((matrix.shape[1] // TILE_WIDTH, depth, TILE_WIDTH), matrix.dtype)
     for p in range(panels.shape[0]):
         for k in range(depth):
@@ -94,10 +90,9 @@ def pack_rows(matrix, depth):
     return panels
 
 
-@compiled_inside
+@compiled_apart
 def pack_columns(matrix, depth):
     """The first `depth` columns of `matrix`, whose columns are whole tiles, as `pack` packs the transpose."""
-    out_of_line()
     panels = np.empty((matrix.shape[0] // TILE_WIDTH, depth, TILE_WIDTH), matrix.dtype)
     for p in range(panels.shape[0]):
         for k in range(depth):
@@ -106,30 +101,18 @@ def pack_columns(matrix, depth):
     return panels
 
 
-@compiled_inside
+@compiled_apart
 def multiply_add(total, rows, panels):
     """`total += rows @ weight`, with `weight` `[K, J]` packed into `panels`.
 
     `rows` is `[R, K or wider]`, `total` `[R, J rounded up to whole tiles, or wider]`.
     """
-    out_of_line()
     together = total.shape[0] // TILE_ROWS * TILE_ROWS
     for p in range(panels.shape[0]):
         for r in range(0, together, TILE_ROWS):
             multiply_add_tile(total, rows, panels, r, p)
         for r in range(together, total.shape[0]):
             multiply_add_row(total, rows, panels, r, p)
-
-
-@intrinsic
-def out_of_line(context: Any) -> Any:
-    """Keep the function that calls this out of line: compiling it into every caller would take long."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: tuple) -> Any:
-        builder.function.attributes.add("noinline")
-        return context.get_dummy_value()
-
-    return types.void(), generate
 
 
 def tile(count: int, strands: int) -> Any:

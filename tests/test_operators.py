@@ -1,5 +1,9 @@
 """The layer as operators of torch: `torch.compile`, fake tensors, threads, dtypes, devices without compiled loops."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from helpers import ARCHITECTURES as TINY_ARCHITECTURES
@@ -141,6 +145,34 @@ def test_number_of_threads_changes_nothing(threads, team, monkeypatch):
     finally:
         torch.set_num_threads(before)
     torch.testing.assert_close(found, expected)
+
+
+GRADIENTS = """
+import sys, torch
+from hf_engram import EnnConfig, EnnForCausalLM
+torch.set_num_threads(1)
+for fields in ({"integrator": "gru"}, {"trace_clip": 0.1}):
+    torch.manual_seed(0)
+    model = EnnForCausalLM(EnnConfig(vocab_size=50, hidden_size=32, memory_size=8, **fields))
+    input_ids = torch.randint(50, (5, 70))
+    model(input_ids, labels=input_ids).loss.backward()
+    for parameter in model.parameters():
+        sys.stdout.buffer.write(parameter.grad.numpy().tobytes())
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_compiles_computes_what_one_does_that_loads_from_the_cache(tmp_path):
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def gradients_of_a_process():
+        return subprocess.run(
+            [sys.executable, "-c", GRADIENTS], env=environment, check=True, stdout=subprocess.PIPE
+        ).stdout
+
+    compiling = gradients_of_a_process()
+    assert list(tmp_path.rglob("*.nbc"))
+    assert gradients_of_a_process() == compiling
 
 
 def test_an_error_in_a_thread_is_raised():
