@@ -45,10 +45,10 @@ def compiled(function: Callable, **more: bool) -> Callable:
         return numba.njit(**options)(function)
 
 
-# For functions that only compiled functions call: they become part of every caller. A process that compiles a function
-# would run its own copy of it else, one that finds the caller in the cache the caller's: with sums in different orders.
+# For functions that only compiled functions call: they become part of every caller. Otherwise a process that compiles a
+# function runs its own copy, and one that finds the caller in the cache the caller's: with sums in different orders.
 compiled_inside = functools.partial(compiled, no_cpython_wrapper=True, forceinline=True)
-# The same for large functions that leave the compiler no order to choose: they are compiled once, not in every caller.
+# The same for functions whose result no order of adding changes: the compiler may leave them out of line.
 compiled_apart = functools.partial(compiled, no_cpython_wrapper=True)
 
 
