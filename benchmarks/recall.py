@@ -6,8 +6,10 @@ copying    random symbols, and the same once more
 few_shot   three classes of images that were never trained on, from one to five labelled images of each
 
 Every model is trained on short sequences and then asked in longer ones (up to 16 times as long) and with more pairs
-than it was trained on. All models have the same number of parameters, schedule, batches and questions. Training ends
-early when all answers are right. Engram models that have no attention are asked three times: with the trace
+than it was trained on. All models have the same number of parameters, schedule, batches and questions. In every task
+each takes its own best learning rate of the same grid: the one with which, with the first seed, most answers are right
+when training ends. It ends early when all are. Engram models that have no attention are asked three times: with the
+trace
 
 on         as in training: every step writes
 off        no step writes; what is right then comes from the bank, the hidden state or a mixer's convolution
@@ -19,7 +21,7 @@ Nothing but the trace and the hidden state changes within a sequence: what is le
     python -m benchmarks.recall --tasks few_shot --seeds 1 2 3
     python -m benchmarks.recall --tasks few_shot --dataset_name path/to/a/folder
 
-A run (task, model, seed) that has finished is read from output_dir/task/model/seed-N.json and not repeated: the same
+A run that has finished is read from output_dir/task/model/learning-rate-R/seed-N.json and not repeated: the same
 command goes on where it was cut short. It prints results.md and leaves it, results.json and a plot of every task in
 output_dir.
 """
@@ -38,6 +40,7 @@ from .recall_tasks import Task, token_tasks
 
 FEW_SHOT = "few_shot"
 TASKS = (*token_tasks(), FEW_SHOT)
+LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
 Runs = dict[str, dict[str, list[dict[str, Any]]]]
 
 
@@ -56,7 +59,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=4000, help="most training steps of a run (default: %(default)s)")
     parser.add_argument("--parameters", type=int, default=60_000, help="of every model (default: %(default)s)")
-    parser.add_argument("--learning_rate", type=float, default=4e-3, help="the highest (default: %(default)s)")
+    parser.add_argument(
+        "--learning_rates",
+        nargs="+",
+        type=float,
+        default=LEARNING_RATES,
+        help=f"to choose from, each the highest of its run (default: {' '.join(map('{:g}'.format, LEARNING_RATES))})",
+    )
     parser.add_argument(
         "--dataset_name",
         default="ylecun/mnist",
@@ -67,15 +76,16 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.steps < 1:
         parser.error(f"steps is {args.steps}; allowed: a positive integer.")
+    if min(args.learning_rates) <= 0:
+        parser.error(f"learning_rates is {args.learning_rates}; allowed: positive numbers.")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run what has not finished yet, print and save the results."""
     args = parse(argv)
-    settings = Settings(args.steps, args.parameters, args.learning_rate)
     tasks = make_tasks(args.tasks, args.dataset_name)
-    results = run_all(tasks, args.models, args.seeds, settings, args.dataset_name, Path(args.output_dir))
+    results = run_all(tasks, args)
     text = "\n\n".join(report(name, tasks[name], runs) for name, runs in results.items())
     folder = Path(args.output_dir)
     (folder / "results.json").write_text(json.dumps(results, indent=1))
@@ -93,28 +103,42 @@ def make_tasks(names: list[str], dataset_name: str) -> dict[str, Task]:
     return {name: few_shot_task(dataset_name) if name == FEW_SHOT else tokens[name] for name in names}
 
 
-def run_all(
-    tasks: dict[str, Task], models: list[str], seeds: list[int], settings: Settings, dataset_name: str, folder: Path
-) -> Runs:
-    """What every run returned; seed by seed, so that all models are there early."""
-    results: Runs = {task: {model: [] for model in models} for task in tasks}
-    for seed, task, model in itertools.product(seeds, tasks, models):
-        shared = {**dataclasses.asdict(settings), **({"dataset_name": dataset_name} if task == FEW_SHOT else {})}
-        path = folder / task / model / f"seed-{seed}.json"
-        if path.exists():
-            result = json.loads(path.read_text())
-            if result["settings"] != shared:
-                raise SystemExit(
-                    f"{path} holds a run with other settings, {result['settings']}; now they are {shared}: choose "
-                    "another --output_dir, or delete it."
-                )
-        else:
-            name = f"{task}, {model}, seed {seed}"
-            result = {"settings": shared, "seed": seed, **run(tasks[task], model, seed, settings, name)}
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(result, indent=1))
-        results[task][model].append(result)
+def run_all(tasks: dict[str, Task], args: argparse.Namespace) -> Runs:
+    """What the runs with the best learning rates returned; seed by seed, so that all models are there early.
+
+    The first run of a model also says what all rates led to: `tried`, the `training_accuracy` of each.
+    """
+    results: Runs = {task: {model: [] for model in args.models} for task in tasks}
+    for seed, task, model in itertools.product(args.seeds, tasks, args.models):
+        runs = results[task][model]
+        rates = [runs[0]["settings"]["learning_rate"]] if runs else args.learning_rates
+        found = {rate: finished_run(task, tasks[task], model, seed, rate, args) for rate in rates}
+        best = max(found.values(), key=lambda result: (result["training_accuracy"], -result["steps"]))
+        tried = {} if runs else {f"{rate:g}": result["training_accuracy"] for rate, result in found.items()}
+        runs.append({**best, "tried": tried})
     return results
+
+
+def finished_run(
+    name: str, task: Task, model: str, seed: int, learning_rate: float, args: argparse.Namespace
+) -> dict[str, Any]:
+    """What a run returned: read from its file, or made now and written there."""
+    settings = Settings(args.steps, args.parameters, learning_rate)
+    shared = dataclasses.asdict(settings) | ({"dataset_name": args.dataset_name} if name == FEW_SHOT else {})
+    path = Path(args.output_dir, name, model, f"learning-rate-{learning_rate:g}", f"seed-{seed}.json")
+    if path.exists():
+        result = json.loads(path.read_text())
+        if result["settings"] != shared:
+            raise SystemExit(
+                f"{path} holds a run with other settings, {result['settings']}; now they are {shared}: choose another "
+                "--output_dir, or delete it."
+            )
+        return result
+    title = f"{name}, {model}, learning rate {learning_rate:g}, seed {seed}"
+    result = {"settings": shared, "seed": seed, **run(task, model, seed, settings, title)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1))
+    return result
 
 
 if __name__ == "__main__":

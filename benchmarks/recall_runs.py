@@ -55,7 +55,7 @@ TRAINING_ROWS = 32
 WARMUP_STEPS = 20
 EXAM_ROWS, EXAM_BATCH = 64, 8  # small batches: attention over the longest sequences takes memory
 EXAM_SEED = 12_345  # the same questions for all models and seeds
-SOLVED, SOLVED_BATCHES = 0.999, 20
+SOLVED, LAST_BATCHES = 0.999, 20
 
 
 @dataclass(frozen=True)
@@ -84,16 +84,16 @@ def run(task: Task, model: str, seed: int, settings: Settings, name: str) -> dic
         name: what the progress bar says.
 
     Returns:
-        `parameters`, `state_bytes` (of one row, after a training sequence of the longest kind), `steps` and
-        `cpu_seconds` of the training, and `accuracy`: for every trace and way to be difficult, the share of right
-        answers by difficulty.
+        `parameters`, `state_bytes` (of one row, after a training sequence of the longest kind), `steps`,
+        `cpu_seconds` and `training_accuracy` of the training (right answers over its last batches), and `accuracy`:
+        for every trace and way to be difficult, the share of right answers by difficulty.
     """
     variant = MODELS[model]
     torch.manual_seed(seed)
     arguments = LanguageModelArguments(**SHARED, **variant.options, parameters=settings.parameters)
     network = make_model(arguments, "language", **task.fields)
     begin = time.process_time()
-    steps = train(network, task, seed, settings, name)
+    steps, training_accuracy = train(network, task, seed, settings, name)
     seconds = time.process_time() - begin
     network.eval()
     return {
@@ -101,6 +101,7 @@ def run(task: Task, model: str, seed: int, settings: Settings, name: str) -> dic
         "state_bytes": measure_state(network, task),
         "steps": steps,
         "cpu_seconds": seconds,
+        "training_accuracy": training_accuracy,
         "accuracy": {
             trace: {
                 axis: {str(value): accuracy(network, draw, trace) for value, draw in draws.items()}
@@ -111,20 +112,20 @@ def run(task: Task, model: str, seed: int, settings: Settings, name: str) -> dic
     }
 
 
-def train(model: PreTrainedModel, task: Task, seed: int, settings: Settings, name: str) -> int:
+def train(model: PreTrainedModel, task: Task, seed: int, settings: Settings, name: str) -> tuple[int, float]:
     """AdamW on fresh sequences at every step, until `settings.steps`, or until all answers are right.
 
     Returns:
-        the steps taken.
+        the steps taken, and the share of right answers over the last `LAST_BATCHES` of them.
     """
     model.train()
     generator = Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), settings.learning_rate, betas=(0.9, 0.98))
     schedule = get_cosine_schedule_with_warmup(optimizer, WARMUP_STEPS, settings.steps)
-    right: deque[float] = deque(maxlen=SOLVED_BATCHES)
+    right: deque[float] = deque(maxlen=LAST_BATCHES)
     steps = 0
     with tqdm(total=settings.steps, desc=name, mininterval=2) as bar:
-        while steps < settings.steps and not (len(right) == SOLVED_BATCHES and sum(right) >= SOLVED * len(right)):
+        while steps < settings.steps and not (len(right) == LAST_BATCHES and sum(right) >= SOLVED * len(right)):
             draw = task.training[int(torch.randint(len(task.training), (), generator=generator))]
             questions = draw(TRAINING_ROWS, generator)
             logits = answers(model, questions)
@@ -138,7 +139,7 @@ def train(model: PreTrainedModel, task: Task, seed: int, settings: Settings, nam
             steps += 1
             bar.update()
             bar.set_postfix(loss=f"{loss.item():.3f}", right=f"{sum(right) / len(right):.1%}", refresh=False)
-    return steps
+    return steps, sum(right) / len(right)
 
 
 def answers(model: PreTrainedModel, questions: Questions, trace: str = "on") -> Tensor:

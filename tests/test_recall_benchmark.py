@@ -14,7 +14,7 @@ from benchmarks.recall_runs import MODELS, TRACES, Settings, answers, run
 from benchmarks.recall_tasks import IGNORED, KEYS, MARK, NOISE, VALUES, Questions, Task, copying, long_gap, mqar
 from train.models import LanguageModelArguments, make_model
 
-SMALL = ["--steps", "2", "--parameters", "40000"]
+SMALL = ["--steps", "2", "--parameters", "40000", "--learning_rates", "4e-3"]
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +162,8 @@ def test_training_ends_when_all_answers_are_right():
 
     task = Task("Always 1", {"vocab_size": 5}, (always_one,), {"": {1: always_one}}, 1)
     result = run(task, "gru", 1, Settings(200, 30_000, 4e-3), "")
-    assert recall_runs.SOLVED_BATCHES <= result["steps"] < 200
+    assert recall_runs.LAST_BATCHES <= result["steps"] < 200
+    assert result["training_accuracy"] >= recall_runs.SOLVED
     assert result["accuracy"] == {"none": {"": {"1": 1.0}}}
 
 
@@ -207,7 +208,24 @@ def test_finished_runs_are_read_and_not_repeated(tmp_path, few_questions, monkey
     assert seeds == [2]
     assert " ± " in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"other settings.*choose another --output_dir"):
-        recall.main([*options, "--learning_rate", "1e-3"])
+        recall.main([*options, "--steps", "3"])
+
+
+def test_a_model_takes_the_rate_with_which_its_training_ends_best(tmp_path, few_questions, monkeypatch, capsys):
+    tried = []
+
+    def recorded(task, model, seed, settings, name):
+        tried.append((seed, settings.learning_rate))
+        shares = {1e-3: (0.5, 9), 4e-3: (0.999, 9), 8e-3: (0.999, 7)}[settings.learning_rate]
+        return run(task, model, seed, settings, name) | dict(zip(("training_accuracy", "steps"), shares, strict=True))
+
+    monkeypatch.setattr(recall, "run", recorded)
+    options = ["--tasks", "copying", "--models", "gru", *SMALL, "--output_dir", str(tmp_path)]
+    recall.main([*options, "--learning_rates", "1e-3", "8e-3", "4e-3", "--seeds", "3", "5"])
+    assert tried == [(3, 1e-3), (3, 8e-3), (3, 4e-3), (5, 8e-3)]  # as good as 4e-3, and sooner
+    assert "0.001: 0.500, **0.008: 0.999**, 0.004: 0.999" in capsys.readouterr().out
+    rates = {path.parent.name for path in tmp_path.glob("copying/gru/*/seed-*.json")}
+    assert rates == {"learning-rate-0.001", "learning-rate-0.004", "learning-rate-0.008"}
 
 
 @pytest.mark.parametrize(
@@ -216,6 +234,7 @@ def test_finished_runs_are_read_and_not_repeated(tmp_path, few_questions, monkey
         (["--tasks", "sorting"], "mqar"),
         (["--models", "rwkv"], "enn_gated"),
         (["--steps", "0"], "steps is 0; allowed: a positive integer"),
+        (["--learning_rates", "4e-3", "0"], "learning_rates is [0.004, 0.0]; allowed: positive numbers"),
     ],
 )
 def test_unknown_names_are_refused_with_those_that_are_known(options, message, capsys):
