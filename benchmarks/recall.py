@@ -7,9 +7,9 @@ few_shot   three classes of images that were never trained on, from one to five 
 
 Every model is trained on short sequences and then asked in longer ones (up to 16 times as long) and with more pairs
 than it was trained on. All models have the same number of parameters, schedule, batches and questions. In every task
-each takes its own best learning rate of the same grid: the one with which, with the first seed, most answers are right
-when training ends. It ends early when all are. Engram models that have no attention are asked three times: with the
-trace
+each takes its own best learning rate: the one with which, with the first seed, most answers are right when training
+ends. All try the same grid, and go on beyond it where its first or last rate is the best. Training ends early when all
+answers are right. Engram models that have no attention are asked three times: with the trace
 
 on         as in training: every step writes
 off        no step writes; what is right then comes from the bank, the hidden state or a mixer's convolution
@@ -30,8 +30,12 @@ import argparse
 import dataclasses
 import itertools
 import json
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from train.learning_rates import search
 
 from .recall_images import few_shot_task
 from .recall_report import draw, report
@@ -40,7 +44,7 @@ from .recall_tasks import Task, token_tasks
 
 FEW_SHOT = "few_shot"
 TASKS = (*token_tasks(), FEW_SHOT)
-LEARNING_RATES = (1e-3, 2e-3, 4e-3, 8e-3)
+LEARNING_RATES = (1e-3, 2e-3, 4e-3)
 Runs = dict[str, dict[str, list[dict[str, Any]]]]
 
 
@@ -104,23 +108,27 @@ def make_tasks(names: list[str], dataset_name: str) -> dict[str, Task]:
 
 
 def run_all(tasks: dict[str, Task], args: argparse.Namespace) -> Runs:
-    """What the runs with the best learning rates returned; seed by seed, so that all models are there early.
-
-    The first run of a model also says what all rates led to: `tried`, the `training_accuracy` of each.
-    """
+    """What the runs with the best learning rates returned; seed by seed, so that all models are there early."""
     results: Runs = {task: {model: [] for model in args.models} for task in tasks}
     for seed, task, model in itertools.product(args.seeds, tasks, args.models):
         runs = results[task][model]
-        rates = [runs[0]["settings"]["learning_rate"]] if runs else args.learning_rates
-        found = {rate: finished_run(task, tasks[task], model, seed, rate, args) for rate in rates}
-        best = max(found.values(), key=lambda result: (result["training_accuracy"], -result["steps"]))
-        tried = {} if runs else {f"{rate:g}": result["training_accuracy"] for rate, result in found.items()}
-        runs.append({**best, "tried": tried})
+        make = partial(finished_run, task, tasks[task], model, seed, args)
+        runs.append(make(runs[0]["settings"]["learning_rate"]) if runs else best_run(make, args.learning_rates))
     return results
 
 
+def best_run(make: Callable[[float], dict[str, Any]], learning_rates: Sequence[float]) -> dict[str, Any]:
+    """What `make` returned for the best learning rate, and `tried`: the `training_accuracy` with all of them."""
+
+    def best(found: dict[float, dict[str, Any]]) -> float:
+        return max(found, key=lambda rate: (found[rate]["training_accuracy"], -found[rate]["steps"]))
+
+    found = search(learning_rates, make, best)
+    return {**found[best(found)], "tried": {f"{rate:g}": run["training_accuracy"] for rate, run in found.items()}}
+
+
 def finished_run(
-    name: str, task: Task, model: str, seed: int, learning_rate: float, args: argparse.Namespace
+    name: str, task: Task, model: str, seed: int, args: argparse.Namespace, learning_rate: float
 ) -> dict[str, Any]:
     """What a run returned: read from its file, or made now and written there."""
     settings = Settings(args.steps, args.parameters, learning_rate)

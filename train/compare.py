@@ -17,7 +17,7 @@ a Welch t-test in which the seeds are the replicates, with Holm's correction; an
 import argparse
 import itertools
 import json
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,10 @@ from .comparison import (
     require_validation_data,
 )
 from .comparison_report import Results, draw, summarize, table
+from .learning_rates import search
 from .runs import command_line
 
 OPTIONS_FILE, RESULTS_FILE = "options.json", "all_results.json"
-MOST_RATES_BEYOND = 3
 
 
 def run_all(comparison: Comparison, learning_rates: dict[str, float]) -> Results:
@@ -92,21 +92,12 @@ def finished_runs(comparison: Comparison) -> tuple[Results, dict[str, dict[float
 
 
 def search_learning_rates(comparison: Comparison) -> dict[str, dict[float, float]]:
-    """For every model and learning rate, the metric on the validation data in a run with the file's first seed.
-
-    A model whose best rate is the lowest or the highest of the grid goes on beyond it, in steps as wide, until a rate
-    is worse, at most `MOST_RATES_BEYOND` times.
-    """
-    scores: dict[str, dict[float, float]] = {model: {} for model in comparison.models if comparison.learning_rates}
-    for model, tried in scores.items():
-        for rate in comparison.learning_rates:
-            tried[rate] = search_run(comparison, model, rate)
-        for _ in range(MOST_RATES_BEYOND):
-            rate = rate_beyond(tried, best_learning_rate(comparison.metric, tried))
-            if rate is None:
-                break
-            tried[rate] = search_run(comparison, model, rate)
-    return {model: dict(sorted(tried.items())) for model, tried in scores.items()}
+    """For every model and learning rate, the metric on the validation data in a run with the file's first seed."""
+    best = partial(best_learning_rate, comparison.metric)
+    return {
+        model: search(comparison.learning_rates, partial(search_run, comparison, model), best)
+        for model in (comparison.models if comparison.learning_rates else ())
+    }
 
 
 def search_run(comparison: Comparison, model: str, rate: float) -> float:
@@ -118,15 +109,6 @@ def search_run(comparison: Comparison, model: str, rate: float) -> float:
     argv = comparison.command_line(model, comparison.search_seed, folder, **options)
     require_validation_data(recipe_module(comparison.recipe).parse(argv)[1])
     return run_one(comparison.recipe, folder, argv, metric)[metric]
-
-
-def rate_beyond(rates: Iterable[float], best: float) -> float | None:
-    """The rate next to try if the best of those tried is the lowest or the highest of several, else `None`."""
-    ordered = sorted(rates)
-    if len(ordered) < 2 or best not in (ordered[0], ordered[-1]):
-        return None
-    neighbour = ordered[1] if best == ordered[0] else ordered[-2]
-    return float(f"{best * best / neighbour:g}")
 
 
 def best_learning_rate(metric: str, scores: dict[float, float]) -> float:

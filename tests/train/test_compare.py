@@ -9,9 +9,10 @@ import yaml
 from scipy.stats import ttest_ind
 
 from train import image_classification
-from train.compare import best_learning_rate, compare, main, parse, rate_beyond
+from train.compare import best_learning_rate, compare, main, parse
 from train.comparison import options_of
 from train.comparison_report import number, pairwise_tests, summarize, table
+from train.learning_rates import rate_beyond, search
 
 MODELS = {"enn": None, "gru": {"architecture": "gru"}, "lstm": {"architecture": "lstm"}}
 
@@ -115,6 +116,24 @@ def test_a_search_goes_on_beyond_the_end_of_a_grid():
     assert rate_beyond(grid, 6e-3) == 1.2e-2
     assert rate_beyond(grid, 3e-3) is None
     assert rate_beyond([3e-3], 3e-3) is None
+
+
+@pytest.mark.parametrize(
+    ("optimum", "rates"),
+    [
+        (2e-3, [1e-3, 2e-3, 4e-3]),
+        (5e-3, [1e-3, 2e-3, 4e-3, 8e-3]),
+        (3e-4, [1.25e-4, 2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3]),
+        (1.0, [1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2]),  # three beyond are the most
+    ],
+)
+def test_a_search_ends_where_a_rate_is_worse(optimum, rates):
+    def distance(rate):
+        return abs(np.log(rate / optimum))
+
+    found = search([1e-3, 4e-3, 2e-3], distance, best=lambda scores: min(scores, key=scores.get))
+    assert found == {rate: distance(rate) for rate in rates}
+    assert list(found) == rates
 
 
 def test_a_loss_by_place_is_better_when_lower():

@@ -8,9 +8,10 @@ import pytest
 import yaml
 
 from train import compare
-from train.compare import OPTIONS_FILE, rate_beyond
+from train.compare import OPTIONS_FILE
 from train.comparison import read_comparison
 from train.comparison_report import number, summarize
+from train.learning_rates import rate_beyond
 
 KEPT = sorted(folder for folder in Path("docs/results").iterdir() if folder.is_dir())
 README = Path("README.md").read_text(encoding="utf-8")
