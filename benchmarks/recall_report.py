@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from .recall_tasks import Task
 
 # The palette of Okabe and Ito, whose colours colour-blind people can tell apart.
-COLOURS = ("#D55E00", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#000000")
+COLOURS = ("#D55E00", "#E69F00", "#F0E442", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#000000")
 LINES = {"on": "-", "off": ":", "frozen": "--", "none": "-"}
 
 

@@ -30,12 +30,11 @@ class Variant(NamedTuple):
     traces: tuple[str, ...] = ()  # which of `TRACES` it is asked with; none: it has no trace
 
 
+SHARP_RECALL = {"architecture": "enn", "recall_temperature": 0.1, "sparsity_strength": 0.0}
 MODELS = {
     "enn": Variant({"architecture": "enn"}, tuple(TRACES)),
-    "enn_gated": Variant(
-        {"architecture": "enn", "integrator": "gated", "recall_temperature": 0.1, "sparsity_strength": 0.0},
-        tuple(TRACES),
-    ),
+    "enn_gated": Variant({**SHARP_RECALL, "integrator": "gated"}, tuple(TRACES)),
+    "enn_gru": Variant({**SHARP_RECALL, "integrator": "gru"}, tuple(TRACES)),
     "mixer": Variant({"architecture": "mixer"}, tuple(TRACES)),
     "hybrid": Variant({"architecture": "hybrid"}, ("on",)),  # its attention would answer in place of the trace
     "transformer": Variant({"architecture": "transformer"}),
