@@ -8,8 +8,8 @@ few_shot   three classes of images that were never trained on, from one to five 
 Every model is trained on short sequences and then asked in longer ones (up to 16 times as long) and with more pairs
 than it was trained on. All models have the same number of parameters, schedule, batches and questions. In every task
 each takes its own best learning rate: the one with which, with the first seed, most answers are right when training
-ends. All try the same grid, and go on beyond it where its first or last rate is the best. Training ends early when all
-answers are right. Engram models that have no attention are asked three times: with the trace
+ends, or all are soonest. All try the same grid, and go on beyond it where its first or last rate is the best. Training
+ends early when all answers are right. Engram models that have no attention are asked three times: with the trace
 
 on         as in training: every step writes
 off        no step writes; what is right then comes from the bank, the hidden state or a mixer's convolution
@@ -39,7 +39,7 @@ from train.learning_rates import search
 
 from .recall_images import few_shot_task
 from .recall_report import draw, report
-from .recall_runs import MODELS, Settings, run
+from .recall_runs import MODELS, SOLVED, Settings, run
 from .recall_tasks import Task, token_tasks
 
 FEW_SHOT = "few_shot"
@@ -121,7 +121,7 @@ def best_run(make: Callable[[float], dict[str, Any]], learning_rates: Sequence[f
     """What `make` returned for the best learning rate, and `tried`: the `training_accuracy` with all of them."""
 
     def best(found: dict[float, dict[str, Any]]) -> float:
-        return max(found, key=lambda rate: (found[rate]["training_accuracy"], -found[rate]["steps"]))
+        return max(found, key=lambda rate: (min(found[rate]["training_accuracy"], SOLVED), -found[rate]["steps"]))
 
     found = search(learning_rates, make, best)
     return {**found[best(found)], "tried": {f"{rate:g}": run["training_accuracy"] for rate, run in found.items()}}
