@@ -118,13 +118,14 @@ def run_all(tasks: dict[str, Task], args: argparse.Namespace) -> Runs:
 
 
 def best_run(make: Callable[[float], dict[str, Any]], learning_rates: Sequence[float]) -> dict[str, Any]:
-    """What `make` returned for the best learning rate, and `tried`: the `training_accuracy` with all of them."""
+    """What `make` returned for the best learning rate, and `tried`: how training ended with each of them."""
 
     def best(found: dict[float, dict[str, Any]]) -> float:
         return max(found, key=lambda rate: (min(found[rate]["training_accuracy"], SOLVED), -found[rate]["steps"]))
 
     found = search(learning_rates, make, best)
-    return {**found[best(found)], "tried": {f"{rate:g}": run["training_accuracy"] for rate, run in found.items()}}
+    tried = {f"{rate:g}": {name: run[name] for name in ("training_accuracy", "steps")} for rate, run in found.items()}
+    return {**found[best(found)], "tried": tried}
 
 
 def finished_run(
