@@ -13,13 +13,14 @@ from train.comparison import read_comparison
 from train.comparison_report import number, summarize
 from train.learning_rates import rate_beyond
 
-KEPT = sorted(folder for folder in Path("docs/results").iterdir() if folder.is_dir())
+COMPARISONS = Path("train/configs/compare")
+KEPT = sorted(folder for folder in Path("docs/results").iterdir() if (COMPARISONS / f"{folder.name}.yaml").is_file())
 README = Path("README.md").read_text(encoding="utf-8")
 ROWS = [[cell.strip(" *") for cell in line.split("|")[1:-1]] for line in README.splitlines() if line.startswith("|")]
 
 
 def comparison_of(folder):
-    return read_comparison(f"train/configs/compare/{folder.name}.yaml")
+    return read_comparison(COMPARISONS / f"{folder.name}.yaml")
 
 
 def of_folders(folders):
@@ -64,7 +65,7 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
 @kept
 def test_the_table_beside_the_kept_runs_is_what_the_command_prints(folder, tmp_path, capsys):
     copied = shutil.copytree(folder, tmp_path / folder.name)
-    file = f"train/configs/compare/{folder.name}.yaml"
+    file = str(COMPARISONS / f"{folder.name}.yaml")
     compare.main([file, "--output_dir", str(copied), "--finished_only"])
     assert (folder / "comparison.md").read_text() in capsys.readouterr().out
     assert (folder / "comparison.png").is_file()
