@@ -1,4 +1,4 @@
-"""Tiny models and inputs that several test files use."""
+"""Tiny models, inputs and readers that several test files use."""
 
 import socket
 import time
@@ -154,3 +154,8 @@ def wait_for(url, process, seconds=60):
             time.sleep(0.2)
     process.kill()
     raise AssertionError(f"{url} does not answer:\n{process.stdout.read()}")
+
+
+def table_cells(line):
+    """The cells of a line of a Markdown table, without their bold face."""
+    return [cell.strip(" *") for cell in line.split("|")[1:-1]]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import datasets
 import pytest
+from helpers import table_cells
 
 from benchmarks import recall
 
@@ -38,7 +39,6 @@ COLUMNS = {
     "GRU": ("gru", "none"),
     "LSTM": ("lstm", "none"),
 }
-
 
 KEPT_TASKS = [name for name in recall.TASKS if (KEPT / name).is_dir()]
 NEEDS = {recall.FEW_SHOT: [pytest.mark.data]}
@@ -71,12 +71,8 @@ def readme_table():
     """For every task in README's table, the cells under the models' names."""
     begin = README.index("| task |")
     header, _, *rows = README[begin : README.index("\n\n", begin)].splitlines()
-    _, *models = cells(header)
-    return {task: dict(zip(models, shares, strict=True)) for task, *shares in map(cells, rows)}
-
-
-def cells(line):
-    return [cell.strip(" *") for cell in line.split("|")[1:-1]]
+    _, *models = table_cells(header)
+    return {task: dict(zip(models, shares, strict=True)) for task, *shares in map(table_cells, rows)}
 
 
 def test_the_readme_says_what_the_kept_runs_found(kept):
