@@ -51,20 +51,27 @@ def report(name: str, task: Task, runs: dict[str, list[dict[str, Any]]]) -> str:
     for model, by_seed in runs.items():
         first = by_seed[0]
         seconds = np.mean([run["cpu_seconds"] for run in by_seed])
-        cells = [model, f"{first['parameters']:,}", f"{first['state_bytes']:,}", rates(first), f"{seconds:,.0f}"]
+        cells = [model, f"{first['parameters']:,}", f"{first['state_bytes']:,}", trainings(by_seed), f"{seconds:,.0f}"]
         lines.append(f"| {' | '.join(cells)} |")
     for axis in task.exams:
         lines += ["", *table(curves(runs, axis), axis)]
     return "\n".join(lines)
 
 
-def rates(first: dict[str, Any]) -> str:
-    """Every rate that was tried with the share of right answers it led to and the steps it took; in bold the best."""
+def trainings(by_seed: list[dict[str, Any]]) -> str:
+    """How training ended with every rate that the first seed tried, the best in bold, and with the other seeds."""
+    first, *others = by_seed
     chosen, cells = f"{first['settings']['learning_rate']:g}", []
     for rate, end in first["tried"].items():
-        cell = f"{rate}: {end['training_accuracy']:.3f} ({end['steps']:,})"
+        cell = f"{rate}: {end_of_training(end)}"
         cells.append(f"**{cell}**" if rate == chosen else cell)
-    return ", ".join(cells)
+    listed = ", ".join(cells)
+    return f"{listed}; other seeds: {', '.join(map(end_of_training, others))}" if others else listed
+
+
+def end_of_training(run: dict[str, Any]) -> str:
+    """The share of right answers when training ended, and the steps it took."""
+    return f"{run['training_accuracy']:.3f} ({run['steps']:,})"
 
 
 def table(found: list[Curve], axis: str) -> list[str]:
