@@ -12,7 +12,7 @@ from helpers import table_cells
 
 from benchmarks import recall
 
-KEPT = Path("docs/results/recall")
+KEPT = Path("docs/results/recall").resolve()  # a fixture changes the working directory
 README = Path("README.md").read_text(encoding="utf-8")
 # What README calls a task at a difficulty, and a model with its trace on or off.
 ROWS = {
