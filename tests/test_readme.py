@@ -170,7 +170,7 @@ COMMANDS = {
     "python -m train.compare train/configs/compare/wikitext103.yaml --dataset_config wikitext-2-raw-v1 "
     "--output_dir runs/compare/wikitext2": compares_briefly,
     "python -m train.compare train/configs/compare/wikitext103.yaml --parameters 5000000 "
-    "--output_dir runs/compare/wikitext103_5m": compares_briefly,
+    "--learning_rates_of docs/results/wikitext103 --output_dir runs/compare/wikitext103_5m": compares_briefly,
     "python -m train.compare train/configs/compare/ablations.yaml": compares_briefly,
     'pip install ".[search]"': extras_exist,
     "python -m train.search image_classification train/configs/mnist_rows.yaml --trials 20": searches_the_debug_images,

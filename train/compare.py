@@ -6,7 +6,8 @@
 The file names a recipe and its config, and for every model the options in which it differs. Options that this command
 does not know go to every run, in place of what the file says. A file may give a grid of learning rates: every model
 then makes one run at each of them, as short as the file says, further ones where the best is at an end of the grid, and
-goes on with the rate that did best on the validation data.
+goes on with the rate that did best on the validation data. --learning_rates_of takes the rates that another comparison
+has found in this way, for example one of smaller models.
 
 Runs that have finished are not repeated, and one that was cut short goes on from its last checkpoint, so the same
 command can be given until all is done; with --finished_only it takes the runs that are there and makes none. It prints,
@@ -80,15 +81,37 @@ def finished_runs(comparison: Comparison) -> tuple[Results, dict[str, dict[float
             results.setdefault(model, {})[seed] = read_metrics(path, comparison.metric)
     if not results:
         raise Refused(f"output_dir is {comparison.output_dir!r}, where no run of these models and seeds has finished.")
+    searched = finished_searches(comparison, comparison.output_dir)
+    return results, searched, best_learning_rates(comparison, searched)
+
+
+def finished_searches(comparison: Comparison, output_dir: str) -> dict[str, dict[float, float]]:
+    """What the searches for learning rates that lie in a folder have found, as `search_learning_rates`."""
     metric, searched = comparison.validation_metric, {}
     for model in comparison.models:
         tried = {
             float(path.parent.name.removeprefix(SEARCH_FOLDER)): read_metrics(path, metric)[metric]
-            for path in Path(comparison.output_dir, model).glob(f"{SEARCH_FOLDER}*/{RESULTS_FILE}")
+            for path in Path(output_dir, model).glob(f"{SEARCH_FOLDER}*/{RESULTS_FILE}")
         }
         if tried:
             searched[model] = dict(sorted(tried.items()))
-    return results, searched, {model: best_learning_rate(metric, tried) for model, tried in searched.items()}
+    return searched
+
+
+def learning_rates_of(comparison: Comparison, output_dir: str) -> dict[str, float]:
+    """The best rates of another comparison.
+
+    Raises:
+        Refused: it has searched none for one of the models.
+    """
+    searched = finished_searches(comparison, output_dir)
+    lacking = sorted(comparison.models.keys() - searched)
+    if lacking:
+        raise Refused(
+            f"learning_rates_of is {output_dir!r}, where none have been searched for {', '.join(lacking)}; allowed: "
+            f"the output_dir of a comparison that has, or --models with some of {sorted(searched)}."
+        )
+    return best_learning_rates(comparison, searched)
 
 
 def search_learning_rates(comparison: Comparison) -> dict[str, dict[float, float]]:
@@ -109,6 +132,11 @@ def search_run(comparison: Comparison, model: str, rate: float) -> float:
     argv = comparison.command_line(model, comparison.search_seed, folder, **options)
     require_validation_data(recipe_module(comparison.recipe).parse(argv)[1])
     return run_one(comparison.recipe, folder, argv, metric)[metric]
+
+
+def best_learning_rates(comparison: Comparison, searched: dict[str, dict[float, float]]) -> dict[str, float]:
+    """For every model the best of the rates that were tried."""
+    return {model: best_learning_rate(comparison.metric, scores) for model, scores in searched.items()}
 
 
 def best_learning_rate(metric: str, scores: dict[float, float]) -> float:
@@ -166,8 +194,11 @@ def compare(comparison: Comparison) -> dict[str, Any]:
     if comparison.finished_only:
         results, searched, learning_rates = finished_runs(comparison)
     else:
-        searched = search_learning_rates(comparison)
-        learning_rates = {model: best_learning_rate(comparison.metric, scores) for model, scores in searched.items()}
+        if comparison.learning_rates_of:
+            searched, learning_rates = {}, learning_rates_of(comparison, comparison.learning_rates_of)
+        else:
+            searched = search_learning_rates(comparison)
+            learning_rates = best_learning_rates(comparison, searched)
         results = run_all(comparison, learning_rates)
     summary = summarize(comparison.metric, comparison.config, results, searched, learning_rates)
     folder = Path(comparison.output_dir)
@@ -194,6 +225,9 @@ def make_parser() -> argparse.ArgumentParser:
         "--seeds", nargs="+", type=int, help="replace the file's seeds, but for the search's, the first"
     )
     parser.add_argument("--output_dir", help="replace the file's output_dir")
+    parser.add_argument(
+        "--learning_rates_of", help="output_dir of another comparison: take the rates that it found, and search none"
+    )
     parser.add_argument("--finished_only", action="store_true", help="make no runs: report those that are there")
     return parser
 
@@ -208,7 +242,7 @@ def parse(argv: list[str] | None = None) -> Comparison:
             comparison.choose(args.models)
         comparison.seeds = args.seeds or comparison.seeds
         comparison.output_dir = args.output_dir or comparison.output_dir
-        comparison.finished_only = args.finished_only
+        comparison.finished_only, comparison.learning_rates_of = args.finished_only, args.learning_rates_of
         if comparison.finished_only and others:
             raise ValueError(f"finished_only is True; allowed: without options of the recipe ({' '.join(others)}).")
         comparison.replace_options(options_of(others))

@@ -59,6 +59,7 @@ class Comparison:
         search_options: options of the runs that search the grid, which replace all others.
         search_seed: of the runs that search the grid: the file's first, whatever seeds are chosen later.
         typed: options of all runs that replace those of the file, its models included.
+        learning_rates_of: output_dir of another comparison, whose searches give the rates.
         finished_only: make no runs.
     """
 
@@ -73,6 +74,7 @@ class Comparison:
     search_options: dict[str, Any] = field(default_factory=dict)
     search_seed: int = field(init=False)
     typed: dict[str, list[str]] = field(init=False, default_factory=dict)
+    learning_rates_of: str | None = field(init=False, default=None)
     finished_only: bool = field(init=False, default=False)
 
     def __post_init__(self) -> None:

@@ -199,6 +199,24 @@ def test_a_search_is_reported_before_its_runs(tmp_path, capsys):
     assert capsys.readouterr().out.count("| lstm |") == 1
 
 
+def test_the_rates_of_another_comparison_are_taken_without_a_search(tmp_path, capsys):
+    path = comparison_file(tmp_path, learning_rates=[1e-2, 1e-4], seeds=[1], models={"gru": {"architecture": "gru"}})
+    best = compare(parse([path, *SHORT]))["learning_rate_searches"]["gru"]["best"]
+    larger = ["--output_dir", str(tmp_path / "larger"), "--parameters", "20000"]
+    summary = compare(parse([path, *SHORT, *larger, "--learning_rates_of", str(tmp_path / "results")]))
+    assert summary["models"]["gru"]["parameters"] == pytest.approx(20000, rel=0.02)
+    assert summary["learning_rate_searches"] == {}
+    (options,) = (tmp_path / "larger" / "gru").glob("*/options.json")
+    asked = json.loads(options.read_text())["options"]
+    assert float(asked[asked.index("--learning_rate") + 1]) == best
+
+    path = comparison_file(tmp_path, learning_rates=[1e-2, 1e-4], seeds=[1])
+    with pytest.raises(SystemExit):
+        main([path, *SHORT, *larger, "--learning_rates_of", str(tmp_path / "results")])
+    message = r"learning_rates_of is '.*results', where none have been searched for enn, lstm; allowed: .*\['gru'\]"
+    assert re.search(message, " ".join(capsys.readouterr().err.split()))
+
+
 def test_a_report_of_finished_runs_takes_no_options_of_runs(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([comparison_file(tmp_path), "--finished_only", "--num_train_epochs", "99"])
