@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from helpers import table_cells
@@ -23,6 +24,7 @@ VARIANTS = {
     "wikitext103_5m": ["wikitext103.yaml", "--parameters", "5000000", *SHORTER],
 }
 README = Path("README.md").read_text(encoding="utf-8")
+PROSE = " ".join(README.split())
 ROWS = [table_cells(line) for line in README.splitlines() if line.startswith("|")]
 
 
@@ -53,6 +55,13 @@ def options_of(folder):
     return dict(zip(*[iter(json.loads((folder / OPTIONS_FILE).read_text())["options"])] * 2, strict=True))
 
 
+def beside(summary, name, other):
+    """A mean as a share of another, with the p-value where both have several seeds, as README writes them."""
+    ratio = summary["models"][name]["mean"] / summary["models"][other]["mean"]
+    (p,) = (test["p_holm"] for test in summary["tests"] if set(test["models"]) == {name, other})
+    return f"{ratio:.2f}" if np.isnan(p) else f"{ratio:.2f} (p = {p:.1g})"
+
+
 @kept
 def test_the_readme_says_what_the_kept_runs_found(folder):
     comparison = comparison_of(folder)
@@ -63,11 +72,25 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
         said = {f"{model['parameters']:,}", f"{model['state_bytes']:,}", f"{model['seconds']:,.0f}", by_seed}
         if len(model["values"]) > 1:
             said.add(f"{number(model['mean'])} ± {number(model['std'], of_size=model['mean'])}")
+        if comparison.recipe == "language_model" and "lstm" in summary["models"].keys() - {name}:
+            said.add(beside(summary, name, "lstm"))
         assert any(said <= set(row) for row in ROWS), (name, said)
         by_place = {f"{loss:.3f}" for loss in model.get("loss_by_tokens_before", {}).values()}
         assert any(by_place <= set(row) for row in ROWS), (name, by_place)
     made, wanted = sum(len(runs) for runs in kept_runs(folder).values()), len(comparison.models) * len(comparison.seeds)
     assert made == wanted or f"{made} of {wanted} runs" in README
+
+
+def test_the_readme_says_how_models_of_text_compare():
+    comparison = comparison_of(Path("docs/results/wikitext103"))
+    summary = summarize(comparison.metric, comparison.config, kept_runs(Path("docs/results/wikitext103")), {}, {})
+    ratio, _, p = beside(summary, "mixer", "transformer").partition(" ")
+    assert f"at {ratio} times the Transformer's {p};" in PROSE
+    first, _, _ = beside(summary, "mixer_token_memory", "lstm_token_memory").partition(" ")
+    second, _, _ = beside(summary, "engram_gru_token_memory", "lstm_token_memory").partition(" ")
+    assert f"With the memory equal, the mixer is at {first} times the LSTM's and the cell at {second} (" in PROSE
+    ratio, _, _ = beside(summary, "engram_gru", "paper").partition(" ")
+    assert f"which a GRU and sharper recall take to {ratio} times its perplexity" in PROSE
 
 
 @kept
