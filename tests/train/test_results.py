@@ -18,19 +18,25 @@ COMPARISONS = Path("train/configs/compare")
 OTHER_RUNS = {"recall"}  # of benchmarks.recall: tests/test_recall_results.py
 KEPT = sorted(path for path in Path("docs/results").iterdir() if path.is_dir() and path.name not in OTHER_RUNS)
 # Comparisons by the file of another: what was typed, but for where the data are.
-SHORTER = ["--learning_rates_of", "docs/results/wikitext103", "--max_steps", "1221"]
+ONE_SEED = ["--models", "paper", "engram_gru", "mixer", "hybrid", "transformer", "gru", "lstm", "--seeds", "1"]
+SHORTER = ["--max_steps", "1221", "--learning_rates_of", "docs/results/wikitext103"]
 VARIANTS = {
-    "wikitext2": ["wikitext103.yaml", "--dataset_config", "wikitext-2-raw-v1", *SHORTER],
-    "wikitext103_5m": ["wikitext103.yaml", "--parameters", "5000000", *SHORTER],
+    "wikitext2": ["wikitext103.yaml", *ONE_SEED, "--dataset_config", "wikitext-2-raw-v1", *SHORTER],
+    "wikitext103_5m": ["wikitext103.yaml", *ONE_SEED, "--parameters", "5000000", *SHORTER],
 }
 README = Path("README.md").read_text(encoding="utf-8")
 PROSE = " ".join(README.split())
 ROWS = [table_cells(line) for line in README.splitlines() if line.startswith("|")]
 
 
+def command_of(folder):
+    """What was typed for the runs that a folder holds: the comparison's file, then options."""
+    file, *options = VARIANTS.get(folder.name, [f"{folder.name}.yaml"])
+    return [str(COMPARISONS / file), *options]
+
+
 def comparison_of(folder):
-    file, *arguments = VARIANTS.get(folder.name, [f"{folder.name}.yaml"])
-    return compare.parse([str(COMPARISONS / file), *arguments])
+    return compare.parse(command_of(folder))
 
 
 def of_folders(folders):
@@ -78,7 +84,7 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
         by_place = {f"{loss:.3f}" for loss in model.get("loss_by_tokens_before", {}).values()}
         assert any(by_place <= set(row) for row in ROWS), (name, by_place)
     made, wanted = sum(len(runs) for runs in kept_runs(folder).values()), len(comparison.models) * len(comparison.seeds)
-    assert made == wanted or f"{made} of {wanted} runs" in README
+    assert made == wanted or f"{made} of {wanted} runs" in PROSE
 
 
 def test_the_readme_says_how_models_of_text_compare():
@@ -96,7 +102,7 @@ def test_the_readme_says_how_models_of_text_compare():
 @kept
 def test_the_table_beside_the_kept_runs_is_what_the_command_prints(folder, tmp_path, capsys):
     copied = shutil.copytree(folder, tmp_path / folder.name)
-    file = str(COMPARISONS / f"{folder.name}.yaml")
+    file = command_of(folder)[0]
     compare.main([file, "--output_dir", str(copied), "--finished_only"])
     assert (folder / "comparison.md").read_text() in capsys.readouterr().out
     assert (folder / "comparison.png").is_file()
