@@ -64,12 +64,11 @@ def run_all(comparison: Comparison, learning_rates: dict[str, float]) -> Results
     return results
 
 
-def finished_runs(comparison: Comparison) -> tuple[Results, dict[str, dict[float, float]], dict[str, float]]:
+def finished_runs(comparison: Comparison) -> Results:
     """What has finished of the chosen models and seeds.
 
     Returns:
-        as `run_all`, and as `search_learning_rates`, each without the models of which nothing has finished; and the
-        best rates.
+        as `run_all`, without the models of which nothing has finished.
 
     Raises:
         Refused: there is nothing.
@@ -81,12 +80,11 @@ def finished_runs(comparison: Comparison) -> tuple[Results, dict[str, dict[float
             results.setdefault(model, {})[seed] = read_metrics(path, comparison.metric)
     if not results:
         raise Refused(f"output_dir is {comparison.output_dir!r}, where no run of these models and seeds has finished.")
-    searched = finished_searches(comparison, comparison.output_dir)
-    return results, searched, best_learning_rates(comparison, searched)
+    return results
 
 
 def finished_searches(comparison: Comparison, output_dir: str) -> dict[str, dict[float, float]]:
-    """What the searches for learning rates that lie in a folder have found, as `search_learning_rates`."""
+    """As `search_learning_rates`, of what has finished in a folder, without the models of which nothing has."""
     metric, searched = comparison.validation_metric, {}
     for model in comparison.models:
         tried = {
@@ -192,15 +190,14 @@ def read_metrics(path: Path, metric: str) -> dict[str, Any]:
 def compare(comparison: Comparison) -> dict[str, Any]:
     """Run everything, and print and save the results."""
     if comparison.finished_only:
-        results, searched, learning_rates = finished_runs(comparison)
+        results, searched = finished_runs(comparison), finished_searches(comparison, comparison.output_dir)
+    elif comparison.learning_rates_of:
+        results, searched = run_all(comparison, learning_rates_of(comparison, comparison.learning_rates_of)), {}
     else:
-        if comparison.learning_rates_of:
-            searched, learning_rates = {}, learning_rates_of(comparison, comparison.learning_rates_of)
-        else:
-            searched = search_learning_rates(comparison)
-            learning_rates = best_learning_rates(comparison, searched)
-        results = run_all(comparison, learning_rates)
-    summary = summarize(comparison.metric, comparison.config, results, searched, learning_rates)
+        searched = search_learning_rates(comparison)
+        results = run_all(comparison, best_learning_rates(comparison, searched))
+    best = best_learning_rates(comparison, searched)
+    summary = summarize(comparison.metric, comparison.config, results, searched, best)
     folder = Path(comparison.output_dir)
     (folder / "comparison.json").write_text(json.dumps(summary, indent=1))
     (folder / "comparison.md").write_text(table(summary) + "\n")

@@ -20,10 +20,7 @@ KEPT = sorted(path for path in Path("docs/results").iterdir() if path.is_dir() a
 # Comparisons by the file of another: what was typed, but for where the data are.
 ONE_SEED = ["--models", "paper", "engram_gru", "mixer", "hybrid", "transformer", "gru", "lstm", "--seeds", "1"]
 SHORTER = ["--max_steps", "1221", "--learning_rates_of", "docs/results/wikitext103"]
-VARIANTS = {
-    "wikitext2": ["wikitext103.yaml", *ONE_SEED, "--dataset_config", "wikitext-2-raw-v1", *SHORTER],
-    "wikitext103_5m": ["wikitext103.yaml", *ONE_SEED, "--parameters", "5000000", *SHORTER],
-}
+VARIANTS = {"wikitext2": ["wikitext103.yaml", *ONE_SEED, "--dataset_config", "wikitext-2-raw-v1", *SHORTER]}
 README = Path("README.md").read_text(encoding="utf-8")
 PROSE = " ".join(README.split())
 ROWS = [table_cells(line) for line in README.splitlines() if line.startswith("|")]
@@ -61,6 +58,12 @@ def options_of(folder):
     return dict(zip(*[iter(json.loads((folder / OPTIONS_FILE).read_text())["options"])] * 2, strict=True))
 
 
+def summary_of(folder):
+    """What the kept runs of a comparison found."""
+    comparison = comparison_of(folder)
+    return summarize(comparison.metric, comparison.config, kept_runs(folder), {}, {})
+
+
 def beside(summary, name, other):
     """A mean as a share of another, with the p-value where both have several seeds, as README writes them."""
     ratio = summary["models"][name]["mean"] / summary["models"][other]["mean"]
@@ -70,8 +73,7 @@ def beside(summary, name, other):
 
 @kept
 def test_the_readme_says_what_the_kept_runs_found(folder):
-    comparison = comparison_of(folder)
-    summary = summarize(comparison.metric, comparison.config, kept_runs(folder), {}, {})
+    comparison, summary = comparison_of(folder), summary_of(folder)
     assert summary["models"]
     for name, model in summary["models"].items():
         by_seed = ", ".join(number(value) for value in model["values"].values())
@@ -88,8 +90,7 @@ def test_the_readme_says_what_the_kept_runs_found(folder):
 
 
 def test_the_readme_says_how_models_of_text_compare():
-    comparison = comparison_of(Path("docs/results/wikitext103"))
-    summary = summarize(comparison.metric, comparison.config, kept_runs(Path("docs/results/wikitext103")), {}, {})
+    summary = summary_of(Path("docs/results/wikitext103"))
     ratio, _, p = beside(summary, "mixer", "transformer").partition(" ")
     assert f"at {ratio} times the Transformer's {p};" in PROSE
     first, _, _ = beside(summary, "mixer_token_memory", "lstm_token_memory").partition(" ")
